@@ -19,7 +19,7 @@ static int64_t offsets_length(const wb_model *model) {
 
 void wb_planned_layout(const wb_model *model, int64_t max_tokens, wb_planned_stage *stage, wb_arena *arena) {
     const int64_t n_pairs = max_tokens * model->config.router.top_k;
-    if (!wb_moe_has_peers(model)) return;
+    if (!wb_moe_rows_travel(model)) return;
     wb_place(arena, &stage->pair_row, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &stage->row_token, n_pairs, 1, sizeof(int32_t));
     wb_place(arena, &stage->offsets, LAYERS, offsets_length(model), sizeof(int32_t));
@@ -97,7 +97,7 @@ static wb_status check_counts(const wb_model *model, const wb_pass *pass, uint32
 wb_status wb_planned_check(const wb_model *model, const wb_planned_stage *stage, const wb_pass *pass) {
     const uint32_t L = model->route_model.n_moe_layers;
     for (uint32_t l = 0; l < L; l++) WB_TRY(check_layer(model, pass, l));
-    if (!wb_moe_has_peers(model)) return WB_OK;
+    if (!wb_moe_rows_travel(model)) return WB_OK;
     for (uint32_t first = 0; first < L; first += LAYERS) {
         const uint32_t end = first + LAYERS < L ? first + LAYERS : L;
         WB_TRY(find_offsets(model, stage, pass, first, end));
