@@ -141,7 +141,7 @@ def metrics(folder):
 
 def train(a, base, way, seed):
     options, _ = WAYS[way]
-    folder = os.path.join(a.out, f"{re.sub(r'[^A-Za-z0-9]+', '_', way).strip('_')}-{seed}")
+    folder = os.path.join(a.out, f"{re.sub(r'[^A-Za-z0-9]+', '_', way).strip('_')}-{a.bits}bits-{seed}")
     if len(metrics(folder)) < a.steps:
         fixed = ["--model", base, "--out", folder, "--resume", "--steps", a.steps, "--seed", seed, "--rollout-bits", a.bits]
         fixed += ["--lr", "3e-4", "--updates", "8", "--threads", "1", "--no-dump", "--checkpoint-every", "0", "--quiet"]

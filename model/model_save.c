@@ -165,11 +165,17 @@ static wb_status write_index(const wb_model *m, bool as_opened, const char *dir)
     return status;
 }
 
-/* What config.json says of the whole: bf16 where all matrices are. */
+/* What config.json says of the whole: bf16 where all matrices are. A model that is saved as it was opened may
+ * have had some in f32, as checkpoints keep their routers, and is still called bf16. */
 static wb_dtype matrix_dtype(const wb_model *m, bool as_opened) {
-    for (int32_t i = 0; i < m->n_tensors; i++)
-        if (m->tensors[i].n_dims > 1 && wb_saved_dtype(&m->tensors[i], as_opened) != WB_BF16) return m->dtype;
-    return WB_BF16;
+    bool some = false, all = true;
+    for (int32_t i = 0; i < m->n_tensors; i++) {
+        if (m->tensors[i].n_dims < 2) continue;
+        const bool is_bf16 = wb_saved_dtype(&m->tensors[i], as_opened) == WB_BF16;
+        some |= is_bf16;
+        all &= is_bf16;
+    }
+    return (as_opened ? some : all) ? WB_BF16 : m->dtype;
 }
 
 static wb_status write_config(const wb_model *m, bool as_opened, const char *dir) {

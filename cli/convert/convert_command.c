@@ -1,6 +1,8 @@
 /* convert_command.c - `waybill convert`: its options and its two ways. */
 #include "convert/convert.h"
+#include "wb_export.h"
 #include "wb_file.h"
+#include "wb_import.h"
 
 #include <stddef.h>
 
@@ -56,6 +58,12 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     const convert_options *o = arguments->options;
     if (!o->from == !o->to) return cli_usage_error(self, "--from or --to is needed, and not both");
     if (o->to && o->model) return cli_usage_error(self, "--model goes with --from");
+    wb_export_layout to;
+    wb_import_layout from;
+    if (o->to && wb_export_layout_find(o->to, &to) != WB_OK)
+        return cli_usage_error(self, "--to: %s", wb_error_message());
+    if (o->from && wb_import_layout_find(o->from, &from) != WB_OK)
+        return cli_usage_error(self, "--from: %s", wb_error_message());
     if (o->to) return convert_export(o, arguments->dump);
     if (!o->model) return cli_usage_error(self, "--model is needed");
     return convert_import(o, arguments->dump);

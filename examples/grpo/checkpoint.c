@@ -142,14 +142,22 @@ static wb_status take_place(const trainer *t, const char *name, save_places *p) 
     return *name == '\0' ? checkpoint_prune(t->o, t->step) : WB_OK;
 }
 
+/* The new one, beside the old. Collective. */
+static wb_status fill_fresh(const trainer *t, const save_places *p) {
+    WB_TRY(wb_model_save_as_opened(t->model, p->fresh));
+    wb_status status = save_optimizer(t, p->inner);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, p->fresh);
+    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = checkpoint_save_state(t, p->inner);
+    return wb_comm_agree(t->comm, status);
+}
+
 static wb_status save_as(const trainer *t, const char *name) {
     save_places p;
     WB_TRY(wb_comm_agree(t->comm, find_places(t, name, &p)));
-    WB_TRY(wb_model_save_as_opened(t->model, p.fresh));
-    wb_status status = save_optimizer(t, p.inner);
-    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = save_placement(t, p.fresh);
-    if (status == WB_OK && wb_comm_rank(t->comm) == 0) status = checkpoint_save_state(t, p.inner);
-    WB_TRY(wb_comm_agree(t->comm, status));
+    wb_status status = fill_fresh(t, &p);
+    /* A disk that is full is not to stay so by what it had no room for. */
+    if (status != WB_OK && wb_comm_rank(t->comm) == 0) checkpoint_remove(p.fresh);
+    WB_TRY(status);
     if (wb_comm_rank(t->comm) == 0) status = take_place(t, name, &p);
     return wb_comm_agree(t->comm, status);
 }

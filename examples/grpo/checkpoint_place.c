@@ -130,9 +130,19 @@ static wb_status find_kept(const char *current, uint64_t step, kept_steps *found
     return WB_OK;
 }
 
+wb_status checkpoint_find_kept(const options *o, char *path_out) {
+    char current[PATH_BYTES], suffix[CHECKPOINT_SUFFIX_BYTES];
+    kept_steps found = {0};
+    WB_TRY(checkpoint_place(o, "", current));
+    path_out[0] = '\0';
+    if (find_kept(current, 0, &found) != WB_OK || found.later == 0) return WB_OK;
+    checkpoint_step_suffix(found.later, suffix);
+    return checkpoint_place(o, suffix, path_out);
+}
+
 wb_status checkpoint_prune(const options *o, uint64_t step) {
     char current[PATH_BYTES], path[PATH_BYTES], suffix[CHECKPOINT_SUFFIX_BYTES];
-    if (o->keep_last < 2) return WB_OK;
+    if (o->keep_last < 2 && !options_given(o, "--keep-last")) return WB_OK;
     WB_TRY(checkpoint_place(o, "", current));
     for (;;) {
         kept_steps found = {0};

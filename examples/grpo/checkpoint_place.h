@@ -29,8 +29,11 @@ wb_status checkpoint_change_places(const char *fresh, const char *current, const
 /* Of a checkpoint that --keep-last keeps, saved when `step` steps were done; into suffix
  * [CHECKPOINT_SUFFIX_BYTES]. */
 void checkpoint_step_suffix(uint64_t step, char *suffix);
+/* One of those, of whatever step, into path_out [PATH_BYTES]; "": there is none. */
+wb_status checkpoint_find_kept(const options *o, char *path_out);
 /* Removes of those all but the last o->keep_last - 1 before `step`, the step of OUT/checkpoint: also those of
- * its future, which a run that went back to an earlier checkpoint makes again. */
+ * its future, which a run that went back to an earlier checkpoint makes again. Under --keep-last 1 nothing
+ * unless the command line says so: without that none is known to be a run's. */
 wb_status checkpoint_prune(const options *o, uint64_t step);
 
 /* ---- checkpoint_state.c ---------------------------------------------------------------------- */

@@ -21,14 +21,15 @@ static const char *digest_text(uint64_t digest, char *text) {
 wb_status checkpoint_save_state(const trainer *t, const char *dir) {
     char path[PATH_BYTES];
     WB_TRY(path_join(path, dir, "state.json"));
-    char prompts[DIGEST_BYTES], reference[DIGEST_BYTES];
+    char prompts[DIGEST_BYTES], reference[DIGEST_BYTES], evaluation[DIGEST_BYTES];
     json_t *state = json_pack(
-        "{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:o*, s:o}", "step", (json_int_t)t->step, "epoch",
-        (json_int_t)t->epoch, "weight_version", (json_int_t)t->weight_version, "optimizer_step",
+        "{s:I, s:I, s:I, s:I, s:i, s:s, s:s, s:I, s:s*, s:s, s:o*, s:o}", "step", (json_int_t)t->step,
+        "epoch", (json_int_t)t->epoch, "weight_version", (json_int_t)t->weight_version, "optimizer_step",
         (json_int_t)t->opt.step, "ranks", wb_comm_size(t->comm), "fingerprint",
         wb_model_routes(t->model)->fingerprint, "prompts", digest_text(t->task_digest, prompts), "max_prompt",
         (json_int_t)t->max_prompt, "reference",
-        t->reference ? digest_text(t->reference_digest, reference) : NULL, "best",
+        t->reference ? digest_text(t->reference_digest, reference) : NULL, "evaluation",
+        digest_text(t->evaluation_digest, evaluation), "best",
         t->best.known ? json_pack("{s:f, s:I}", "reward", t->best.reward, "step", (json_int_t)t->best.step)
                       : NULL,
         "options", options_to_json(t->o));
@@ -101,7 +102,49 @@ static best_reward best_of(const json_t *state) {
     const json_t *best = json_object_get(state, "best");
     const json_int_t step = json_integer_value(json_object_get(best, "step"));
     if (!best || step < 0) return (best_reward){0};
-    return (best_reward){true, json_number_value(json_object_get(best, "reward")), (uint64_t)step};
+    return (best_reward){true, json_number_value(json_object_get(best, "reward")), (uint64_t)step, false};
+}
+
+/* Whether rewards of that run's evaluations can be compared with those of this one: of the same prompts, by
+ * the same program. A checkpoint without the digest is one of before it was kept. */
+static bool same_evaluation(const trainer *t, const json_t *state) {
+    char now[DIGEST_BYTES];
+    const char *set = json_string_value(json_object_get(state, "evaluation"));
+    const char *program =
+        json_string_value(json_object_get(json_object_get(state, "options"), "--reward-cmd"));
+    if (set && strcmp(set, digest_text(t->evaluation_digest, now)) != 0) return false;
+    return program && t->o->reward_cmd ? strcmp(program, t->o->reward_cmd) == 0
+                                       : !program == !t->o->reward_cmd;
+}
+
+/* A run that was killed has saved its best of a step that is done again now. That stays the best, since the
+ * one before it is gone. */
+static wb_status take_later_best(trainer *t) {
+    char dir[PATH_BYTES], path[PATH_BYTES];
+    json_t *state = NULL;
+    WB_TRY(checkpoint_place(t->o, CHECKPOINT_BEST, dir));
+    if (!t->o->keep_best || !path_has(dir, CHECKPOINT_STATE)) return WB_OK;
+    WB_TRY(read_state(dir, path, &state));
+    const best_reward saved = best_of(state);
+    const bool same = same_evaluation(t, state);
+    json_decref(state);
+    if (!saved.known || !same || saved.step <= t->step) return WB_OK;
+    t->best = saved;
+    if (wb_comm_rank(t->comm) == 0)
+        fprintf(stderr, "%s: of step %" PRIu64 ", which is done again: its reward %g is the best so far\n",
+                dir, saved.step, saved.reward);
+    return WB_OK;
+}
+
+/* What the checkpoint knows as its best, where the evaluation is still the same. */
+static wb_status take_best(trainer *t, const char *dir, const json_t *state) {
+    if (t->best.known && !same_evaluation(t, state)) {
+        t->best = (best_reward){0};
+        if (wb_comm_rank(t->comm) == 0)
+            fprintf(stderr,
+                    "%s: the best reward is of another --eval-task or --reward-cmd, and is forgotten\n", dir);
+    }
+    return take_later_best(t);
 }
 
 wb_status checkpoint_load_state(trainer *t, const char *dir, int *ranks_out) {
@@ -157,11 +200,12 @@ static wb_status check_digests(const trainer *t, const char *dir, const json_t *
     return WB_OK;
 }
 
-wb_status checkpoint_check_same_run(const trainer *t, const char *dir) {
+wb_status checkpoint_check_same_run(trainer *t, const char *dir) {
     char path[PATH_BYTES];
     json_t *state = NULL;
     wb_status status = read_state(dir, path, &state);
     if (status == WB_OK) status = check_digests(t, dir, state);
+    if (status == WB_OK) status = take_best(t, dir, state);
     json_decref(state);
     return wb_comm_agree(t->comm, status);
 }

@@ -123,6 +123,12 @@ wb_status options_check(const options *o) {
                        o->init_placement);
     WB_TRY(check_live(o));
     WB_TRY(check_evaluation(o));
+    if (o->schedule == LR_CONSTANT && options_given(o, "--lr-end"))
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "--lr-end %g: expected --lr-schedule linear or cosine beside it: a constant rate falls "
+            "to nothing else",
+            o->lr_end);
     if (o->rollout_bits == 1)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "--rollout-bits 1: expected 0, or 2 to 8 bits: one is for a sign");

@@ -139,9 +139,10 @@ wb_status stop_tokens_find(const char *option, const uint32_t *own, const char *
 
 typedef struct task task;
 
-/* spec: of task_check_spec; "arithmetic", or "jsonl:FILE" with an object a line:
+/* option: which it is of, for messages; kept. spec: of task_check_spec,
+ * "arithmetic", or "jsonl:FILE" with an object a line:
  * {"prompt": [token ids], ...}. vocab_size: prompts are checked. */
-wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
+wb_status task_open(const char *option, const char *spec, uint64_t seed, int32_t vocab_size, task **task_out);
 void task_close(task *t);
 /* The form of an option's value, of which no model is known yet. */
 wb_status task_check_spec(const char *option, const char *spec);
@@ -396,6 +397,7 @@ typedef struct best_reward {
     bool known;
     double reward;
     uint64_t step; /* how many were done */
+    bool unsaved;  /* of the step that has just been done */
 } best_reward;
 
 typedef struct trainer {
@@ -417,8 +419,10 @@ typedef struct trainer {
     /* `epoch` of the metrics: of the last step that is done, and of the checkpoint that this run resumes. */
     uint64_t epoch, epoch_before;
     best_reward best;
-    int64_t max_prompt;                     /* tokens of a prompt that fits */
-    uint64_t task_digest, reference_digest; /* the latter where there is a reference */
+    int64_t max_prompt; /* tokens of a prompt that fits */
+    uint64_t task_digest;
+    uint64_t evaluation_digest,
+        reference_digest; /* 0 without an evaluation set; where there is a reference */
 } trainer;
 
 /* What OUT/metrics.jsonl has of a step; keys, units and meanings: docs/metrics.md. */
@@ -487,8 +491,9 @@ wb_status checkpoint_options(const char *dir, bool loud, options *o, json_t **sa
 void checkpoint_say_lost_placement(const trainer *t, const char *dir);
 /* Optimizer and counters of `dir` into `t`, whose model was opened from it. Collective. */
 wb_status checkpoint_load(trainer *t, const char *dir);
-/* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. Collective. */
-wb_status checkpoint_check_same_run(const trainer *t, const char *dir);
+/* MISMATCH where the digests of `t` are not those of the run that wrote `dir`. t->best is forgotten where the
+ * evaluation is another, and is that of OUT/checkpoint.best where that is of a later step. Collective. */
+wb_status checkpoint_check_same_run(trainer *t, const char *dir);
 
 /* ---- reference_digest.c ---------------------------------------------------------------------- */
 

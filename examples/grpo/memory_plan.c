@@ -248,7 +248,7 @@ static wb_status check_prompts(const plan_model *m) {
     task *arithmetic;
     WB_TRY(sizes_max_prompt(m->o, m->config.max_positions, &max_prompt));
     if (strcmp(m->o->task, "arithmetic") != 0) return WB_OK;
-    WB_TRY(task_open(m->o->task, m->o->seed, m->config.vocab_size, &arithmetic));
+    WB_TRY(task_open("--task", m->o->task, m->o->seed, m->config.vocab_size, &arithmetic));
     const wb_status status = task_fit_prompts(arithmetic, m->o->long_prompts, max_prompt);
     task_close(arithmetic);
     return status;

@@ -6,6 +6,7 @@
 #include "checkpoint_place.h"
 #include "wb_file.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,8 +64,53 @@ static wb_status find_remains(const options *o, char *path_out) {
     return dumps_find(o, 0, path_out);
 }
 
+/* Another checkpoint of a run than OUT/checkpoint: the run is known to have had one. "": there is none. */
+static wb_status find_other_checkpoint(const options *o, char *path_out) {
+    WB_TRY(checkpoint_place(o, CHECKPOINT_BEST, path_out));
+    if (path_has(path_out, CHECKPOINT_STATE)) return WB_OK;
+    return checkpoint_find_kept(o, path_out);
+}
+
+/* Lines of OUT/metrics.jsonl: how many steps the run that is there has done. */
+static wb_status count_steps(const options *o, int64_t *n_out) {
+    char path[PATH_BYTES], *line = NULL;
+    size_t bytes = 0;
+    int64_t length = 0;
+    FILE *file;
+    *n_out = 0;
+    WB_TRY(path_join(path, o->out_dir, METRICS_FILE));
+    if (access(path, F_OK) != 0) return WB_OK;
+    WB_TRY(text_open(path, &file));
+    wb_status status = WB_OK;
+    for (;; ++*n_out) {
+        status = text_line(file, path, (size_t)*n_out + 1, &line, &bytes, &length);
+        if (status != WB_OK || length < 0) break;
+    }
+    free(line);
+    fclose(file);
+    return status;
+}
+
+/* Refuses where the run that is there has had a checkpoint, which a new start would lose the rest of. */
+static wb_status check_had_none(const options *o) {
+    char other[PATH_BYTES];
+    int64_t n;
+    WB_TRY(find_other_checkpoint(o, other));
+    if (other[0] != '\0')
+        return wb_fail(WB_NOT_FOUND,
+                       "%s is of a run that has had a checkpoint, but %s/checkpoint is not there: expected "
+                       "its checkpoint, or another --out",
+                       other, o->out_dir);
+    WB_TRY(count_steps(o, &n));
+    if (o->checkpoint_every == 0 || n <= o->checkpoint_every) return WB_OK;
+    return wb_fail(WB_NOT_FOUND,
+                   "%s/" METRICS_FILE " has %" PRId64 " steps, more than --checkpoint-every %" PRId64
+                   ", but %s/checkpoint is not there: expected its checkpoint, or another --out",
+                   o->out_dir, n, o->checkpoint_every, o->out_dir);
+}
+
 /* Whether a run may begin with its first step. One that resumes asks for that where it was killed before its
- * first checkpoint, and not where the disk of its checkpoints is gone. */
+ * first checkpoint, and not where its checkpoint, or the disk of its checkpoints, is gone. */
 static wb_status check_anew(const options *o) {
     char path[PATH_BYTES];
     WB_TRY(find_remains(o, path));
@@ -74,7 +120,7 @@ static wb_status check_anew(const options *o) {
                        "%s is there already, but no checkpoint: --resume starts that run again and removes "
                        "it, another --out starts anew",
                        path);
-    if (!checkpoint_is_gone(o)) return WB_OK;
+    if (!checkpoint_is_gone(o)) return check_had_none(o);
     return wb_fail(WB_NOT_FOUND,
                    "%s/checkpoint is a link to what is not there, but %s is of a run: expected its "
                    "checkpoint, or another --out",
@@ -175,6 +221,29 @@ static wb_status make_locked(const options *o, out_lock **lock) {
     return status;
 }
 
+/* What a save that was killed has left. */
+static wb_status remove_parts(const options *o) {
+    static const char *const parts[] = {".new", CHECKPOINT_BEST ".new"};
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        char path[PATH_BYTES];
+        WB_TRY(checkpoint_place(o, parts[i], path));
+        checkpoint_remove(path);
+    }
+    return WB_OK;
+}
+
+/* A run that starts again removes what is there of its earlier start. */
+static wb_status say_anew(const options *o) {
+    char path[PATH_BYTES];
+    int64_t n;
+    WB_TRY(find_remains(o, path));
+    if (path[0] == '\0') return WB_OK;
+    WB_TRY(count_steps(o, &n));
+    fprintf(stderr, "%s: no checkpoint: starts again with step 1, removes %" PRId64 " steps\n", o->out_dir,
+            n);
+    return WB_OK;
+}
+
 /* On one rank. A path such as new/../model is --model only when it is there, so that is asked again. From
  * the first step on, a link at OUT/checkpoint that leads nowhere is a disk that is gone, and not a run that
  * has no checkpoint yet: the folder that it is to is made here. */
@@ -182,6 +251,8 @@ static wb_status make_ready(const options *o, uint64_t first_step, out_lock **lo
     char path[PATH_BYTES];
     WB_TRY(make_locked(o, lock));
     WB_TRY(check_model(o));
+    WB_TRY(remove_parts(o));
+    if (first_step == 0) WB_TRY(say_anew(o));
     if (!o->no_dump) WB_TRY(dumps_check(o, first_step));
     WB_TRY(dumps_remove(o, first_step));
     if (!checkpoint_is_gone(o)) return WB_OK;

@@ -20,6 +20,9 @@ void report_task(report *r, const trainer *t, const task *task_, const char *sto
     else
         report_line(r, "samples end at token %" PRIu32 "%s (%s)", stops[0], n > 1 ? ", and others" : "",
                     stops_from);
+    if (o->schedule != LR_CONSTANT && o->steps > o->lr_steps)
+        report_line(r, "--steps %" PRId64 " is past --lr-steps %" PRId64 ": rate %g from there on", o->steps,
+                    o->lr_steps, learning_rate(o, (uint64_t)o->lr_steps));
     if (task_n_long(task_) > 0)
         report_line(r, "%" PRId64 " prompts of more than %" PRId64 " tokens: %s", task_n_long(task_),
                     t->max_prompt,

@@ -20,6 +20,7 @@ typedef struct item {
 } item;
 
 struct task {
+    const char *option; /* that it is given by, for messages */
     bool arithmetic;
     uint64_t seed;
     item *items; /* [n_items] jsonl */
@@ -151,9 +152,11 @@ close_file:
 
 /* ---- both ------------------------------------------------------------------------------------ */
 
-wb_status task_open(const char *spec, uint64_t seed, int32_t vocab_size, task **task_out) {
+wb_status task_open(const char *option, const char *spec, uint64_t seed, int32_t vocab_size,
+                    task **task_out) {
     task *t;
     WB_TRY(WB_NEW(t, 1, "task"));
+    t->option = option;
     t->seed = seed;
     t->arithmetic = strcmp(spec, "arithmetic") == 0;
     wb_status status = WB_OK;
@@ -241,9 +244,9 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max) {
     size_t kept = 0, n = t->n_items;
     if (t->arithmetic && max < TASK_MAX_PROMPT)
         return wb_fail(WB_CAPACITY,
-                       "--task arithmetic: prompts of up to %d tokens: with --max-tokens, the KV cache and "
+                       "%s arithmetic: prompts of up to %d tokens: with --max-tokens, the KV cache and "
                        "--micro-batch-tokens at most %" PRId64 " fit",
-                       TASK_MAX_PROMPT, max);
+                       t->option, TASK_MAX_PROMPT, max);
     for (size_t i = 0; i < n; i++) {
         item *at = &t->items[i];
         bool is_long = at->prompt_len > max;
@@ -251,10 +254,10 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max) {
         if (is_long && policy == LONG_PROMPTS_ERROR)
             return wb_fail(
                 WB_CAPACITY,
-                "--task: line %zu: a prompt of %" PRIu32
+                "%s: line %zu: a prompt of %" PRIu32
                 " tokens: with --max-tokens, the KV cache and --micro-batch-tokens at most %" PRId64
                 " fit; --long-prompts skip or cut go on without",
-                at->number, at->prompt_len, max);
+                t->option, at->number, at->prompt_len, max);
         t->n_long += is_long;
         if (is_long && policy == LONG_PROMPTS_SKIP) {
             free_item(at);
@@ -265,7 +268,8 @@ wb_status task_fit_prompts(task *t, long_prompts policy, int64_t max) {
     }
     t->n_items = kept;
     if (!t->arithmetic && kept == 0)
-        return wb_fail(WB_CAPACITY, "--task: none of its %zu prompts has at most %" PRId64 " tokens", n, max);
+        return wb_fail(WB_CAPACITY, "%s: none of its %zu prompts has at most %" PRId64 " tokens", t->option,
+                       n, max);
     return WB_OK;
 }
 

@@ -144,7 +144,7 @@ static wb_status evaluate(trainer *t, const rollout_side *side, report *r, step_
                           &m->evaluated, &m->evaluation));
     m->seconds_evaluation = now_seconds() - start;
     if (m->evaluated && (!t->best.known || m->evaluation.reward > t->best.reward))
-        t->best = (best_reward){true, m->evaluation.reward, done};
+        t->best = (best_reward){true, m->evaluation.reward, done, true};
     return WB_OK;
 }
 
@@ -186,7 +186,8 @@ static wb_status train_loop(trainer *t, const rollout_side *side, report *r, int
         bool dropped = *signal_out != 0;
         if (!dropped) {
             t->step++;
-            if (t->o->keep_best && t->best.known && t->best.step == t->step) WB_TRY(checkpoint_save_best(t));
+            if (t->o->keep_best && t->best.unsaved) WB_TRY(checkpoint_save_best(t));
+            t->best.unsaved = false;
             WB_TRY(interrupt_agree(t->comm, signal_out));
         }
         bool due = t->step == steps || (every > 0 && t->step % every == 0) || *signal_out != 0;
@@ -209,7 +210,7 @@ static void end_rewards(const trainer *t, const rollout_side *side) {
 
 /* The task, its prompts looked at before anything is generated, and what ends a sample: as `dir`, the model's
  * checkpoint, has it. */
-static wb_status open_task(trainer *t, const char *spec, bool in_order, const char *dir,
+static wb_status open_task(trainer *t, const char *option, const char *spec, bool in_order, const char *dir,
                            const char **stops_from_out, task **task_out) {
     const wb_config *config = wb_model_config(t->model);
     const options *o = t->o;
@@ -217,7 +218,7 @@ static wb_status open_task(trainer *t, const char *spec, bool in_order, const ch
     if (t->reference && wb_model_config(t->reference)->max_positions < positions)
         positions = wb_model_config(t->reference)->max_positions;
     WB_TRY(sizes_max_prompt(o, positions, &t->max_prompt));
-    WB_TRY(task_open(spec, o->seed, config->vocab_size, task_out));
+    WB_TRY(task_open(option, spec, o->seed, config->vocab_size, task_out));
     wb_status status = task_find_stops(*task_out, o->stop_token, dir, config->vocab_size, stops_from_out);
     if (status == WB_OK) status = task_fit_prompts(*task_out, o->long_prompts, t->max_prompt);
     if (status == WB_OK && in_order) task_take_in_order(*task_out);
@@ -229,8 +230,9 @@ static wb_status open_task(trainer *t, const char *spec, bool in_order, const ch
 
 static wb_status open_tasks(trainer *t, const char *dir, const char **stops_from_out, rollout_side *side) {
     const char *same;
-    WB_TRY(open_task(t, t->o->task, false, dir, stops_from_out, &side->task));
-    return t->o->eval_task ? open_task(t, t->o->eval_task, true, dir, &same, &side->evaluation) : WB_OK;
+    WB_TRY(open_task(t, "--task", t->o->task, false, dir, stops_from_out, &side->task));
+    return t->o->eval_task ? open_task(t, "--eval-task", t->o->eval_task, true, dir, &same, &side->evaluation)
+                           : WB_OK;
 }
 
 /* The options of the run: those of the command line, and of the checkpoint where there is one. */
@@ -243,9 +245,12 @@ static wb_status settle_options(options *o, wb_comm *comm, const char *checkpoin
 }
 
 /* That the prompts are the same on all ranks, and prompts and reference those of the run that goes on. */
-static wb_status check_same_run(trainer *t, const task *task_, const char *checkpoint) {
-    t->task_digest = task_digest(task_);
+static wb_status check_same_run(trainer *t, const rollout_side *side, const char *checkpoint) {
+    t->task_digest = task_digest(side->task);
+    t->evaluation_digest = side->evaluation ? task_digest(side->evaluation) : 0;
     WB_TRY(wb_comm_check_equal(t->comm, &t->task_digest, sizeof t->task_digest, "the prompts of --task"));
+    WB_TRY(wb_comm_check_equal(t->comm, &t->evaluation_digest, sizeof t->evaluation_digest,
+                               "the prompts of --eval-task"));
     return checkpoint ? checkpoint_check_same_run(t, checkpoint) : WB_OK;
 }
 
@@ -301,7 +306,7 @@ wb_status training_run(const options *given, wb_device *device, wb_comm *comm, i
     if (resume_dir) WB_GOTO(checkpoint_load(&t, resume_dir), close_all);
     WB_GOTO(check_given_model(&t, saved), close_all);
     WB_GOTO(wb_comm_agree(comm, open_tasks(&t, start_dir, &stops_from, &side)), close_all);
-    WB_GOTO(check_same_run(&t, side.task, resume_dir), close_all);
+    WB_GOTO(check_same_run(&t, &side, resume_dir), close_all);
     if (is_done(&t, resume_dir)) goto close_all;
     WB_GOTO(open_rollout(&t, &side), close_all);
     WB_GOTO(out_make(&o, comm, t.step, &lock), close_all);

@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -67,13 +69,26 @@ class Tokenizer:
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        """Without special tokens."""
+        """Without special tokens. An id that the tokenizer does not have is refused: it would be no text."""
+        for i in ids:
+            if self._fast.id_to_token(i) is None:
+                raise InvalidArgument(f"expected ids of the tokenizer, found {i}")
         return self._fast.decode(ids)
 
 
+def _json_line(item: dict[str, Any]) -> str:
+    return json.dumps(item, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
 def _parsed(line: str, where: str) -> dict[str, Any]:
+    """What can be read and not written again is refused here, where the line is known: NaN, a number that is
+    infinite, half of a surrogate pair."""
     try:
         found = json.loads(line)
+        if isinstance(found, dict):
+            _json_line(found).encode("utf-8")
+    except RecursionError:
+        raise Corrupt(f"{where}: nested too deeply") from None
     except ValueError as error:
         raise Corrupt(f"{where}: {error}") from None
     if not isinstance(found, dict):
@@ -126,22 +141,48 @@ def decode_lines(tokenizer: Tokenizer, lines: Iterable[str], name: str) -> Itera
             ids = item[field]
             if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
                 raise InvalidArgument(f"{where}: {field}: expected token ids")
-            item[field + "_text"] = tokenizer.decode(ids)
+            try:
+                item[field + "_text"] = tokenizer.decode(ids)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{where}: {field}: {error}") from None
         yield item
 
 
+def _is_special(path: str) -> bool:
+    """Whether there is a device or a pipe, which is written into and never replaced."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 class _Output:
-    """Standard output, a line at a time; or a file that appears when it is whole."""
+    """Standard output, a device or a pipe, a line at a time; or a file that appears when it is whole, at the
+    end of the links that lead to it."""
 
     def __init__(self, path: str | None, force: bool):
-        self.path = None if path in (None, "-", "/dev/stdout") else path
-        if self.path and os.path.lexists(self.path) and not force:
-            raise InputOutput(f"{path}: expected a path where nothing is, found a file (--force replaces it)")
-        self.temp = f"{self.path}.{os.getpid()}.tmp"
-        self.file = open(self.temp, "x", encoding="utf-8") if self.path else sys.stdout
+        self.path = self.temp = None
+        if path in (None, "-", "/dev/stdout"):
+            if not sys.stdout:
+                raise InputOutput("standard output: expected it open, found it closed")
+            sys.stdout.reconfigure(encoding="utf-8")
+            self.file = sys.stdout
+        elif _is_special(path):
+            self.file = open(path, "w", encoding="utf-8")
+        elif os.path.isdir(path):
+            raise InputOutput(f"{path}: expected a file, found a folder")
+        elif os.path.lexists(path) and not force:
+            raise InputOutput(
+                f"{path}: expected a path where nothing is, found a file (--force replaces it)"
+            )
+        else:
+            self.path = os.path.realpath(path)
+            self.temp = f"{self.path}.{os.getpid()}.tmp"
+            self.file = open(self.temp, "x", encoding="utf-8")
 
     def write(self, item: dict[str, Any]) -> None:
-        self.file.write(json.dumps(item, ensure_ascii=False, separators=(",", ":")) + "\n")
+        self.file.write(_json_line(item))
         if not self.path:
             self.file.flush()
 
@@ -153,8 +194,14 @@ class _Output:
             os.replace(self.temp, self.path)
 
     def discard(self) -> None:
-        if self.path and os.path.exists(self.temp):
+        if self.temp and os.path.exists(self.temp):
             os.unlink(self.temp)
+
+
+def _stop(number: int, _frame: Any) -> None:
+    """Unwinds, so that no part of a file is left behind."""
+    print(f"waybill tokenize: stopped by {signal.Signals(number).name}", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _run(a: argparse.Namespace) -> None:
@@ -163,8 +210,9 @@ def _run(a: argparse.Namespace) -> None:
     tokenizer = Tokenizer(a.tokenizer)
     output = _Output(a.output, a.force)
     try:
-        # Standard input by its number: a second opening of a file would begin at its start.
-        with open(0 if is_stdin else a.prompts, encoding="utf-8") as lines:
+        # Standard input by its number: a second opening of a file would begin at its start. A byte-order mark
+        # is no part of the first prompt.
+        with open(0 if is_stdin else a.prompts, encoding="utf-8-sig") as lines:
             if a.decode:
                 items = decode_lines(tokenizer, lines, name)
             else:
@@ -191,8 +239,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--decode", action="store_true", help="ids into text")
     parser.add_argument("--force", action="store_true", help="replace OUT if there is a file")
     parser.add_argument("-o", "--output", metavar="OUT", help="instead of standard output")
+    a = parser.parse_args(words)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
-        _run(parser.parse_args(words))
+        _run(a)
     except BrokenPipeError:  # the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:

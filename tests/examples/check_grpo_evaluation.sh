@@ -64,6 +64,27 @@ for ranks in 1 3; do
     [ "$(grep -o '"rid":"[^"]*"' asked | sort | tr -d '\n')" = "$(for s in 0 1; do for g in 0 1 2 3 4; do printf '"rid":"e%s-g%s-0"' $s $g; done; done)" ] ||
         fail "each prompt once: $(grep -o '"rid":"[^"]*"' asked)"
 done
+echo "== the best is of one evaluation, and of a step that a run which was killed does again"
+echo '{"prompt":[1,10,2,11],"answer":1}' >easy.jsonl
+own=(--eval-every 1 --checkpoint-every 1 --keep-best --quiet)
+run 1 --model base --out other "${plain[@]}" "${own[@]}" --steps 1 --eval-task jsonl:set.jsonl --reward-cmd "sh $work/reward.sh" >/dev/null ||
+    fail "a best"
+cp -r other killed
+run 1 --out other --resume "${own[@]}" --steps 2 --eval-task jsonl:easy.jsonl >log 2>&1 || { cat log; fail "another set"; }
+grep -q "is of another --eval-task or --reward-cmd, and is forgotten" log || { cat log; fail "the best of another set"; }
+[ "$(state other/checkpoint.best step)" = 2 ] || fail "the best of another set stays"
+sed 's/echo "${line.*/echo 9 ;; *) echo 0 ;; esac/' reward.sh >nine.sh # not the same program: the best of step 1 is forgotten
+run 1 --out killed --resume "${own[@]}" --steps 2 --reward-cmd "sh $work/nine.sh" >/dev/null 2>&1 || fail "another program"
+[ "$(state killed/checkpoint.best step)" = 2 ] || fail "the best of another program stays"
+cp -r killed/checkpoint first
+run 1 --out killed --resume "${own[@]}" --steps 3 >/dev/null || fail "a third step"
+sed 's/"step": 2$/"step": 3/; s/^  "reward": 9.0/  "reward": 11.0/' killed/checkpoint.best/trainer/state.json >later # as if step 3 were better
+cp later killed/checkpoint.best/trainer/state.json && rm -r killed/checkpoint && mv first killed/checkpoint
+run 1 --out killed --resume "${own[@]}" --steps 3 >log 2>&1 || { cat log; fail "killed behind its best"; }
+grep -q "checkpoint.best: of step 3, which is done again: its reward 11 is the best so far" log || { cat log; fail "a later best"; }
+cmp -s later killed/checkpoint.best/trainer/state.json || fail "a better checkpoint was replaced"
+grep -q '"reward": 11.0' killed/checkpoint/trainer/state.json || fail "the state names another best"
+
 run 1 --model base --out hot "${plain[@]}" "${evaluation[@]}" --steps 2 --eval-temperature 1 >/dev/null || fail "a sampled evaluation"
 grep -o '"evaluation":{[^}]*}' hot/metrics.jsonl | grep -q '"entropy":0\.0[,}]' && fail "a sampled evaluation has no entropy"
 grep -o '"evaluation":{[^}]*}' whole/metrics.jsonl | grep -qv '"entropy":-\?0\.0[,}]' && fail "a greedy evaluation has entropy"
@@ -78,6 +99,10 @@ run 1 --out cosine3 --resume --steps 4 --quiet >/dev/null || fail "its second pa
 for parts in cosine2 cosine3; do
     cmp cosine/checkpoint/model.safetensors $parts/checkpoint/model.safetensors || fail "$parts differs"
 done
+
+run 1 --out cosine2 --resume --steps 5 >log 2>&1 || { cat log; fail "past its end"; }
+grep -q -- "--steps 5 is past --lr-steps 4: rate 0 from there on" log || { cat log; fail "a rate of 0 is not said"; }
+refused "--lr-end 0.1: expected --lr-schedule linear or cosine" --model base --out bad "${plain[@]}" --steps 1 --lr-end 0.1
 
 echo "== a rollout of few bits, and importance that is truncated"
 run 2 --model base --out bits "${plain[@]}" --steps 1 --rollout-bits 4 >/dev/null || fail "--rollout-bits"

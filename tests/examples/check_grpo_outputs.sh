@@ -118,6 +118,25 @@ if run 1 --model base --out early --steps 1 "${tiny[@]}" --task jsonl:task1.json
 echo '{"step":0}' >>early/metrics.jsonl
 run 1 --model base --out early --steps 1 "${tiny[@]}" --resume || { cat log; fault "resume before the first checkpoint"; }
 
+echo "== a run that has had a checkpoint does not start again without it, one that has not says so"
+says "early: no checkpoint: starts again with step 1, removes 1 steps" "a run that starts again"
+run 1 --model base --out had --steps 4 "${tiny[@]}" --checkpoint-every 2 --keep-last 2 || { cat log; fault "4 steps"; }
+run 1 --out had --resume || { cat log; fault "a bare resume"; }
+says "has 4 of 4 steps" "a bare resume, which has the --steps of its run"
+rm -r had/checkpoint && cp -r had kept_had
+refused "had/checkpoint.step000002 is of a run that has had a checkpoint" 2 --model base --out had --steps 4 "${tiny[@]}" --resume
+rm -r had/checkpoint.step000002 kept_had/checkpoint.step000002
+refused "has 4 steps, more than --checkpoint-every 2" 2 --model base --out had --steps 4 "${tiny[@]}" --checkpoint-every 2 --resume
+diff -r kept_had had || fault "a run was lost with its checkpoint"
+mkdir -p had/checkpoint.new/trainer had/checkpoint.best.new/trainer # of saves that were killed
+run 1 --model base --out had --steps 1 "${tiny[@]}" --checkpoint-every 0 --resume || { cat log; fault "started again"; }
+[ ! -e had/checkpoint.new ] && [ ! -e had/checkpoint.best.new ] || fault "parts of a checkpoint stay"
+
+echo "== a prompt that is too long is of the option that has it"
+echo '{"prompt":[1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2]}' >long.jsonl
+refused "--eval-task: line 1: a prompt of 20 tokens" 1 --model base --out long --steps 1 --prompts 4 --samples 2 --updates 2 --max-tokens 4 \
+    --micro-batch-tokens 12 --eval-task jsonl:long.jsonl --reward-cmd cat
+
 echo "== steps that are done are not undone"
 cp run/dump/step000003-rank0.wbr run/dump/step000005-rank0.wbr # of a run that was killed before its next checkpoint
 cp run/metrics.jsonl kept

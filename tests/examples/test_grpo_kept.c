@@ -1,6 +1,7 @@
 /* test_grpo_kept.c - which checkpoints stay beside OUT/checkpoint: the last ones of this run's past, of all
  * names in the folder those alone, and what a removal that was cut short has left goes too. */
 #include "../../examples/grpo/checkpoint_place.c"
+#include "../../examples/grpo/option_table.c"
 #include "../../examples/grpo/paths.c"
 #include "support/temp_files.h"
 
@@ -50,6 +51,11 @@ static void test_prune(void **state) {
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
         if (!there(others[i])) fail_msg("%s is gone", others[i]);
     assert_true(!there("checkpoint.step000001"));
+    assert_true(there(all[6]));
+    options o = {.out_dir = out.text, .keep_last = 1};
+    o.given[option_find("--keep-last") - option_rows] = true;
+    assert_int_equal(checkpoint_prune(&o, 12), WB_OK); /* asked for on the command line */
+    assert_true(!there(all[2]) && !there(all[6]) && there(all[0]) && there(all[7]) && there(others[0]));
     temp_remove(out);
 }
 

@@ -5,9 +5,11 @@ Needs tokenizers and transformers: tests/python/run.sh has them.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 from support import TESTS, random_for
@@ -133,6 +135,10 @@ class Tokenize(unittest.TestCase):
             ('{"messages": [{"role": "tool", "content": ""}]}', "file: line 2: messages: no tools here"),
             ('{"messages": 3}', 'expected a text as "prompt"'),
             ("{}", 'expected a text as "prompt"'),
+            ('{"prompt": "\\ud800"}', "file: line 2: 'utf-8' codec can't encode"),
+            ('{"prompt": "a", "answer": NaN}', "file: line 2: Out of range float"),
+            ('{"prompt": "a", "answer": 1e999}', "file: line 2: Out of range float"),
+            ('{"prompt": "a", "answer": ' + "[" * 200000 + "]" * 200000 + "}", "file: line 2: nested too deeply"),
         ]:
             with self.assertRaises(waybill.Error) as raised:
                 self.encode(['{"prompt": "a"}', line], True)
@@ -143,6 +149,10 @@ class Tokenize(unittest.TestCase):
             waybill.InvalidArgument, "line 1: expected token ids as prompt, completion, tokens"
         ):
             list(waybill.tokenize.decode_lines(self.tokenizer, ['{"prompt": "a"}'], "file"))
+        with self.assertRaisesRegex(
+            waybill.InvalidArgument, "line 1: completion: expected ids of the tokenizer, found 99999"
+        ):
+            list(waybill.tokenize.decode_lines(self.tokenizer, ['{"completion": [0, 99999]}'], "file"))
         with self.assertRaisesRegex(waybill.NotFound, "tokenizer.json: expected a tokenizer"):
             waybill.tokenize.Tokenizer(TESTS)
         with self.assertRaises(waybill.Corrupt):
@@ -169,6 +179,54 @@ class Tokenize(unittest.TestCase):
         with open(out, encoding="utf-8") as lines:  # as it was
             self.assertEqual([json.loads(line) for line in lines], wanted[1:])
         self.assertEqual([name for name in os.listdir(self.scratch.name) if name.endswith(".tmp")], [])
+
+    def test_what_is_no_file_is_written_into_and_a_link_is_followed(self):
+        prompts, wanted = self.file("one.txt", "one\n"), self.encode(["one"], False)
+        at = lambda name: os.path.join(self.scratch.name, name)  # noqa: E731
+        for more in ([], ["--force"]):
+            self.assertEqual(self.command(prompts, "-o", "/dev/null", *more).returncode, 0)
+            os.mkfifo(at("pipe"))
+            with subprocess.Popen(["cat", at("pipe")], stdout=subprocess.PIPE, text=True) as reader:
+                self.assertEqual(self.command(prompts, "-o", at("pipe"), *more).returncode, 0)
+                self.assertEqual(json.loads(reader.stdout.read()), wanted[0])
+            os.unlink(at("pipe"))
+        self.assertFalse(os.path.isfile("/dev/null"))
+        os.symlink(self.file("target.jsonl", "old"), at("link"))
+        self.assertEqual(self.command(prompts, "-o", at("link")).returncode, 1)
+        self.assertEqual(self.command(prompts, "-o", at("link"), "--force").returncode, 0)
+        self.assertTrue(os.path.islink(at("link")))
+        with open(at("target.jsonl"), encoding="utf-8") as lines:
+            self.assertEqual([json.loads(line) for line in lines], wanted)
+
+    def test_output_is_utf_8_and_a_byte_order_mark_is_no_text(self):
+        found = self.command(
+            self.file("mark.txt", "\ufeffüne\n"),
+            encoding="utf-8",
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+        self.assertEqual([json.loads(found.stdout)], self.encode(["üne"], False), found.stderr)
+
+    def test_a_closed_output_and_signals_are_said(self):
+        words = [sys.executable, "-m", "waybill.tokenize", "--tokenizer", self.folder]
+        closed = subprocess.run(
+            ["sh", "-c", '"$@" >&-', "sh", *words, self.file("one.txt", "one\n")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.assertEqual((closed.returncode, "Traceback" in closed.stderr), (1, False), closed.stderr)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            out = os.path.join(self.scratch.name, f"stopped{number}.jsonl")
+            with subprocess.Popen(
+                [*words, "-", "-o", out], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as child:
+                temp = f"{out}.{child.pid}.tmp"
+                while not os.path.exists(temp):
+                    self.assertIsNone(child.poll())
+                    time.sleep(0.01)
+                child.send_signal(number)
+                said = child.communicate()[1]
+            self.assertEqual((child.returncode, "Traceback" in said), (128 + number, False), said)
+            self.assertFalse(os.path.exists(temp) or os.path.exists(out))
 
     def test_decode_answers_line_by_line(self):
         ids = self.tokenizer.encode("four") + [2]

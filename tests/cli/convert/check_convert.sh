@@ -137,7 +137,7 @@ refused 2 "--output is needed" "$waybill" convert --from vllm --model "$answers/
 refused 2 "--output needs an argument" "$waybill" convert --from vllm --model "$answers/narrow" "$answers/good_vllm_u1.jsonl" -o
 refused 2 "ANSWERS or DUMP is needed" "$waybill" convert --to npz -o "$run"
 refused 2 "no option -x" "$waybill" convert -x
-refused 1 "expected one of vllm sglang" convert vlm narrow "$answers/good_vllm_u1.jsonl"
+refused 2 "expected one of vllm sglang" convert vlm narrow "$answers/good_vllm_u1.jsonl"
 refused 1 "config.json" convert vllm nothing "$answers/good_vllm_u1.jsonl"
 refused 1 "narrow/config.json/config.json: expected a directory before the last /, found a file" convert vllm narrow/config.json \
     "$answers/good_vllm_u1.jsonl"
@@ -147,7 +147,9 @@ cmp -s "$answers/good_vllm_u1.jsonl" "$scratch/answers.jsonl" || fault "the answ
 expect 2 "$waybill" convert --from vllm --to vllm "$scratch/answers.jsonl" -o "$scratch/x"
 expect 2 "$waybill" convert --to vllm --model "$answers/narrow" "$golden/good_u8.wbr" -o "$scratch/x"
 err_has "--model goes with --from"
-expect 1 "$waybill" convert --to vlm "$golden/good_u8.wbr" -o "$scratch/x"
+expect 2 "$waybill" convert --from vLLM --model "$answers/narrow" "$scratch/answers.jsonl" -o "$scratch/x"
+err_has "vLLM"
+expect 2 "$waybill" convert --to vlm "$golden/good_u8.wbr" -o "$scratch/x"
 err_has "expected one of npz sglang vllm verl slime"
 
 # ---- and back: what is written out and read again is the same dump but for its file
