@@ -37,7 +37,7 @@ done
 run 2 --model base --out whole "${common[@]}" --steps "$steps" --quiet >/dev/null || fail "the uninterrupted run"
 # The options of the two runs differ by the steps that they were to make, and by --checkpoint-every.
 for out in whole stopped; do
-    sed -Ei 's/"--(steps|checkpoint-every)": *[^,}]*/"--\1": 1/g' $out/checkpoint/trainer/state.json
+    sed -Ei 's/"--(steps|checkpoint-every)": "[^"]*"/"--\1": "1"/g' $out/checkpoint/trainer/state.json
 done
 diff -r whole/checkpoint stopped/checkpoint || fail "stopping changed the bits, $steps steps"
 run 2 --model base --out stopped "${common[@]}" --steps $((steps + 1)) --resume --quiet >/dev/null || fail "one step more"
