@@ -4,12 +4,12 @@
  *
  * What the next step needs of this one are its tokens, which the commit puts into the records. Rows and
  * kept tokens are filed by the next step, while the device works (filing.h). A step that fails on any rank
- * changes no record on any: the same tokens are fed again by the next one. Drafts of MTP layers are the one
- * part behind the commit: where making them fails, the records have the step's tokens, the error is of the
- * rank where it happened, and the engine cannot go on. A step allocates nothing: memory
- * is made at open for the largest step, at submit for the longest that a request can become, and in
- * wb_engine_set_weights for the spans to come. A manager of experts does, at the boundaries where it
- * begins, makes or ends a rebalance (wb_rebalance.h), and so do requests that travel (lending.h). */
+ * changes no record on any: the same tokens are fed again by the next one. Drafts of MTP layers are made
+ * behind the commit. Where that fails there are none, and the next step of the rank fails by it, so that all
+ * ranks learn of it by the verdict that they have anyway. A step allocates nothing: memory is made at open
+ * for the largest step, at submit for the longest that a request can become, and in wb_engine_set_weights for
+ * the spans to come. A manager of experts does, at the boundaries where it begins, makes or ends a rebalance
+ * (wb_rebalance.h), and so do requests that travel (lending.h). */
 #include "engine.h"
 #include "wb_check.h"
 
@@ -227,10 +227,10 @@ static void commit(wb_engine *engine) {
 }
 
 /* What the next step's drafts are, once this one has been committed on all ranks. */
-static wb_status draft(wb_engine *engine) {
-    return wb_mtp_drafts_make(&engine->mtp, engine->infer, engine->workspace.device,
-                              wb_model_config(engine->model)->vocab_size, &engine->scheduler.batch,
-                              &engine->results);
+static void draft(wb_engine *engine) {
+    wb_mtp_drafts_make(&engine->mtp, engine->infer, engine->workspace.device,
+                       wb_model_config(engine->model)->vocab_size, &engine->scheduler.batch,
+                       &engine->results);
 }
 
 /* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of
@@ -247,6 +247,7 @@ static wb_status make_pass(wb_engine *engine, bool *busy_out) {
     wb_status status = schedule(engine, &direction);
     const wb_status fed = forward(engine, direction, &logits);
     if (fed != WB_OK) status = fed;
+    if (status == WB_OK) status = wb_mtp_drafts_failure(&engine->mtp);
     if (status == WB_OK) status = sample_and_fetch(engine, logits);
     status = agree(engine, status, busy_out);
     /* Once for each row that is committed. */
@@ -258,7 +259,8 @@ static wb_status make_pass(wb_engine *engine, bool *busy_out) {
         return status;
     }
     commit(engine);
-    return draft(engine);
+    draft(engine);
+    return WB_OK;
 }
 
 /* Experts move beside the pass. A failure of the pass is on all ranks, and on none is it a reason not to end

@@ -3,6 +3,8 @@
 #include "wb_check.h"
 #include "wb_device.h"
 
+#include <stdio.h>
+
 wb_status wb_mtp_drafts_open(wb_owner *owner, const wb_infer *infer, size_t max_tokens, size_t max_entries,
                              wb_mtp_drafts *drafts) {
     static const char what[] = "engine drafts";
@@ -56,8 +58,8 @@ static wb_status find_likeliest(const wb_mtp_drafts *drafts, wb_device *dev, int
     return status;
 }
 
-wb_status wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
-                             const wb_step_batch *batch, const wb_step_results *results) {
+static wb_status make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
+                      const wb_step_batch *batch, const wb_step_results *results) {
     const wb_infer_batch rows = {.T = drafts->n_rows,
                                  .tokens = drafts->tokens,
                                  .pos = drafts->pos,
@@ -70,10 +72,22 @@ wb_status wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *
                                  .logit_rows = drafts->logit_rows};
     const float *logits = NULL;
     int32_t n = 0;
-    if (!drafts->on) return WB_OK;
     WB_TRY(wb_infer_draft(infer, &rows, drafts->hidden_rows, &logits));
     WB_TRY(find_likeliest(drafts, device, vocab_size, logits, results, &n));
     for (int32_t i = 0; i < n; i++)
         wb_sequence_propose(drafts->sequences[i], 1, (const uint32_t *)&drafts->found[i]);
     return WB_OK;
+}
+
+void wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
+                        const wb_step_batch *batch, const wb_step_results *results) {
+    if (!drafts->on) return;
+    drafts->failure = make(drafts, infer, device, vocab_size, batch, results);
+    if (drafts->failure != WB_OK) snprintf(drafts->why, sizeof drafts->why, "%s", wb_error_message());
+}
+
+wb_status wb_mtp_drafts_failure(wb_mtp_drafts *drafts) {
+    const wb_status failure = drafts->failure;
+    drafts->failure = WB_OK;
+    return failure == WB_OK ? WB_OK : wb_fail(failure, "%s", drafts->why);
 }

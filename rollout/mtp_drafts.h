@@ -19,6 +19,8 @@ typedef struct wb_mtp_drafts {
     int32_t *logit_rows;      /* [n_guesses] after which */
     int32_t *found;           /* [n_guesses] the guesses */
     wb_sample_params *greedy; /* [n_guesses] */
+    wb_status failure;        /* of making the latest ones on this rank, until it has been told */
+    char why[256];
 } wb_mtp_drafts;
 
 /* `infer` is that of the engine: it can draft, or `drafts` stay off. */
@@ -32,9 +34,12 @@ void wb_mtp_drafts_begin(wb_mtp_drafts *drafts);
 void wb_mtp_drafts_add(wb_mtp_drafts *drafts, wb_sequence *sequence, int32_t seq, int32_t row, uint32_t start,
                        uint32_t n);
 
-/* Feeds the rows and proposes what was guessed. `results`: those of the step, which are on the host.
- * Collective. */
-wb_status wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
-                             const wb_step_batch *batch, const wb_step_results *results);
+/* Feeds the rows and proposes what was guessed. `results`: those of the step, which are on the host. A failure
+ * proposes nothing and is kept, since the step has been committed. Collective. */
+void wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
+                        const wb_step_batch *batch, const wb_step_results *results);
+
+/* The failure that is kept, once. */
+wb_status wb_mtp_drafts_failure(wb_mtp_drafts *drafts);
 
 #endif

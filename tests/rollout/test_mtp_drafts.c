@@ -156,6 +156,66 @@ static void test_ranks_draft_all_or_none(void **state) {
     assert_int_equal(status[1], WB_PEER);
 }
 
+/* ---- a draft that cannot be made ----------------------------------------------------------------- */
+
+/* Some calls of sample fail: those of steps, and those of the drafts behind them. Of this thread. */
+static _Thread_local wb_sample_fn *device_sample;
+static _Thread_local int samples, failed;
+
+static wb_status failing_sample(wb_device *dev, int64_t B, int64_t V, const float *logits,
+                                const wb_sample_params *params, const wb_sample_kept *kept, int32_t *tokens,
+                                float *logprobs) {
+    samples++;
+    if (samples % 4 == 0 || samples % 7 == 0) {
+        failed++;
+        return wb_fail(WB_DEVICE, "sample: made to fail");
+    }
+    return device_sample(dev, B, V, logits, params, kept, tokens, logprobs);
+}
+
+/* Rank 1 has the failures; the context counts those of this rank's steps. */
+static void play_in_spite(mover *m) {
+    ask a = ask_fixed("a", 3, 24);
+    a.request.temperature = 0;
+    for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = i;
+    const wb_config config = guessing_config();
+    rig r = rig_open(&config, 5, 1, NULL);
+    wb_completion *alone = run_alone(r.model, &a);
+    const bool fails = rank_of(m) == 1;
+    device_sample = m->device->sample, samples = failed = 0;
+    if (fails) m->device->sample = failing_sample;
+    must(wb_engine_submit(m->engine, ask_request(&a)), "submit");
+    for (bool busy = true; busy;) {
+        const wb_status status = wb_engine_step(m->engine, &busy);
+        if (status != WB_OK && status != (fails ? WB_DEVICE : WB_PEER)) abort();
+        *(int *)m->context += status != WB_OK;
+    }
+    /* Each is told, but for one of drafts that no step came after. */
+    if (fails && failed - *(int *)m->context > 1) abort();
+    wb_completion *found = wb_engine_poll(m->engine);
+    const char *what = found ? difference(wb_model_routes(r.model), alone, found) : "all";
+    if (what && strcmp(what, "spans") != 0) abort();
+    wb_completion_free(alone);
+    wb_completion_free(found);
+    rig_close(&r);
+}
+
+static void test_a_draft_that_fails_is_told_by_the_next_step(void **state) {
+    (void)state;
+    mover movers[MAX_RANKS];
+    int failures[MAX_RANKS] = {0};
+    for (int r = 0; r < MAX_RANKS; r++)
+        movers[r] = (mover){.seed = base_seed,
+                            .options = eager_options(),
+                            .config = guessing_config(),
+                            .max_drafts = 1,
+                            .play = play_in_spite,
+                            .context = &failures[r]};
+    run_movers(2, movers);
+    assert_true(failures[0] > 2);
+    assert_int_equal(failures[0], failures[1]);
+}
+
 int main(int argc, char **argv) {
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", base_seed);
@@ -164,6 +224,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_on_cuda),
         cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
         cmocka_unit_test(test_ranks_draft_all_or_none),
+        cmocka_unit_test(test_a_draft_that_fails_is_told_by_the_next_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
