@@ -34,8 +34,8 @@ void wb_mtp_drafts_begin(wb_mtp_drafts *drafts);
 void wb_mtp_drafts_add(wb_mtp_drafts *drafts, wb_sequence *sequence, int32_t seq, int32_t row, uint32_t start,
                        uint32_t n);
 
-/* Feeds the rows and proposes what was guessed. `results`: those of the step, which are on the host. A failure
- * proposes nothing and is kept, since the step has been committed. Collective. */
+/* Feeds the rows and proposes what was guessed. `results`: those of the step, which are on the host. A
+ * failure proposes nothing and is kept, since the step has been committed. Collective. */
 void wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
                         const wb_step_batch *batch, const wb_step_results *results);
 
