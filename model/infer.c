@@ -234,20 +234,20 @@ static wb_state state_of(const wb_infer *infer, int32_t l) {
     return state;
 }
 
+/* Of MTP layers only the first one (model_mtp.h). */
+static int32_t n_layers_run(const wb_infer *infer) {
+    return infer->decoder ? 1 : infer->model->config.n_layers;
+}
+
 /* The last layer's output: with each layer the buffers change places. */
 static wb_rows last_output(const wb_infer *infer) {
-    return wb_activations(infer->model, infer->model->config.n_layers % 2 == 0 ? &infer->x : &infer->y);
+    return wb_activations(infer->model, n_layers_run(infer) % 2 == 0 ? &infer->x : &infer->y);
 }
 
 /* x (=) the input of the first layer. */
 static wb_status input_forward(wb_infer *infer, const wb_pass *pass, wb_rows x) {
-    if (infer->decoder) return wb_infer_mtp_input(infer, pass->T, last_output(infer->decoder), x);
+    if (infer->decoder) return wb_infer_mtp_input(infer, pass->T, last_output(infer->hidden_of), x);
     return wb_embed_forward(infer->model, pass->T, infer->inputs.tokens.device, x);
-}
-
-/* Of MTP layers only the first one (model_mtp.h). */
-static int32_t n_layers_run(const wb_infer *infer) {
-    return infer->decoder ? 1 : infer->model->config.n_layers;
 }
 
 /* *x_out: the last layer's output, [T, H]. */
@@ -319,13 +319,23 @@ bool wb_infer_drafts(const wb_infer *infer) {
     return infer->mtp != NULL;
 }
 
-wb_status wb_infer_draft(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
-                         const float **logits_out) {
-    wb_infer *mtp = infer->mtp;
+static wb_status draft_behind(wb_infer *mtp, const wb_infer *before, const wb_infer_batch *batch,
+                              const int32_t *hidden_rows, const float **logits_out) {
     const wb_routing native = {.ids = mtp->ids.data};
+    mtp->hidden_of = before;
     mtp->hidden_rows = hidden_rows;
     const wb_status status = wb_infer_forward(mtp, batch, &native, logits_out);
     return status == WB_OK ? status : wb_fail_context(status, "MTP layers");
+}
+
+wb_status wb_infer_draft(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
+                         const float **logits_out) {
+    return draft_behind(infer->mtp, infer, batch, hidden_rows, logits_out);
+}
+
+wb_status wb_infer_draft_further(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
+                                 const float **logits_out) {
+    return draft_behind(infer->mtp, infer->mtp, batch, hidden_rows, logits_out);
 }
 
 int64_t wb_infer_padded(const wb_infer *infer, int64_t T) {

@@ -64,9 +64,9 @@ static wb_status check_sizes(const wb_infer_options *options, const wb_infer_bat
     return WB_OK;
 }
 
-/* Of a batch of MTP layers: rows of the latest one of their decoder. */
+/* Of a batch of MTP layers: rows of the latest one that they go on from. */
 static wb_status check_hidden_rows(const wb_infer *infer, const wb_infer_batch *batch) {
-    const int64_t n = infer->decoder->inputs.T;
+    const int64_t n = infer->hidden_of->inputs.T;
     for (int64_t t = 0; t < batch->T; t++)
         if (infer->hidden_rows[t] < 0 || infer->hidden_rows[t] >= n)
             return wb_fail(WB_INVALID_ARGUMENT,
@@ -175,7 +175,8 @@ static wb_graph_size graph_size_of(const wb_infer *infer, const wb_infer_batch *
     return (wb_graph_size){.T = batch->T,
                            .n_logits = wb_graph_rows(batch->n_logits, o->max_logits),
                            .max_blocks = wb_graph_blocks(batch->max_blocks, o->max_blocks),
-                           .ids = routing ? routing->ids : NULL};
+                           .ids = routing ? routing->ids : NULL,
+                           .hidden_of = infer->hidden_of};
 }
 
 /* The sizes of the batch's inputs. Those of a graph depend on nothing but its own, n_blocks excepted. */

@@ -14,13 +14,14 @@ wb_status wb_infer_mtp_zero(const wb_infer *mtp) {
     return WB_OK;
 }
 
-wb_status wb_infer_mtp_input(wb_infer *mtp, int64_t T, wb_rows decoder_output, wb_rows x) {
+/* The rows are gathered first: the scratch is where the layer's own output was. */
+wb_status wb_infer_mtp_input(wb_infer *mtp, int64_t T, wb_rows output, wb_rows x) {
     const wb_model *model = mtp->model;
     wb_device *dev = model->device;
     const wb_rows hidden = wb_activations(model, &mtp->hidden), scratch = wb_activations(model, &mtp->y);
-    WB_TRY(dev->gather_rows(dev, T, model->config.hidden_size, mtp->inputs.hidden_rows.device, decoder_output,
-                            hidden));
-    return wb_mtp_input(model, 0, T, mtp->inputs.tokens.device, hidden, scratch, x);
+    WB_TRY(
+        dev->gather_rows(dev, T, model->config.hidden_size, mtp->inputs.hidden_rows.device, output, hidden));
+    return wb_mtp_input(model, 0, T, mtp->inputs.tokens.device, mtp->hidden_of->model, hidden, scratch, x);
 }
 
 void wb_infer_mtp_close(wb_infer *mtp) {

@@ -64,9 +64,10 @@ struct wb_infer {
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_infer *mtp;                  /* of the model's MTP layers, in this one's memory; or NULL */
     const wb_infer *decoder;        /* of these: the one that they guess behind; else NULL */
-    const int32_t *hidden_rows;     /* host [T] of these: rows of the decoder's latest batch, the caller's */
-    wb_buffer hidden;               /* [T, H] of these */
-    wb_buffer ids;                  /* [T][L][K] of these: their choices, which nobody reads */
+    const wb_infer *hidden_of;  /* of these: whose latest output they go on from, the decoder's or theirs */
+    const int32_t *hidden_rows; /* host [T] of these: rows of that output, the caller's */
+    wb_buffer hidden;           /* [T, H] of these */
+    wb_buffer ids;              /* [T][L][K] of these: their choices, which nobody reads */
     wb_routing_stage routing_stage;
     wb_way_word *words;       /* host [R] */
     wb_graph_size graph_size; /* of the latest batch; zeros: it runs op by op */
@@ -81,8 +82,8 @@ wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options
 wb_status wb_infer_mtp_zero(const wb_infer *mtp); /* its pools */
 void wb_infer_mtp_close(wb_infer *mtp);           /* NULL is a no-op */
 
-/* x[T,H] (=) the input of the first of them, of the present batch behind the decoder's output. */
-wb_status wb_infer_mtp_input(wb_infer *mtp, int64_t T, wb_rows decoder_output, wb_rows x);
+/* x[T,H] (=) the input of the first of them, of the present batch behind `output`, that of hidden_of. */
+wb_status wb_infer_mtp_input(wb_infer *mtp, int64_t T, wb_rows output, wb_rows x);
 
 /* ---- a batch (infer_batch.c) ---------------------------------------------------------------------- */
 

@@ -6,7 +6,8 @@
  * ranks for good. Embedding and head are the decoder's: a checkpoint has copies of them, which are written
  * again and not read.
  *
- * Only layer 0 drafts (wb_infer_draft): the others are for later tokens. So it is the only one that inference
+ * Only layer 0 drafts, behind the decoder's output (wb_infer_draft) and, for later tokens, behind its own
+ * (wb_infer_draft_further), as engines do where there is one such layer. So it is the only one that inference
  * runs, and its norm is the model's final one. */
 #ifndef WB_MODEL_MTP_H
 #define WB_MODEL_MTP_H

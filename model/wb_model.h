@@ -475,6 +475,12 @@ WB_API bool wb_infer_drafts(const wb_infer *infer);
 WB_API wb_status wb_infer_draft(wb_infer *infer, const wb_infer_batch *batch, const int32_t *hidden_rows,
                                 const float **logits_out);
 
+/* The same layer behind its own latest call, this one or wb_infer_draft: a row for a token that was guessed
+ * there, at the position behind that row's; hidden_rows: that row's index in the batch of that call. What it
+ * writes at its position stays until that position is fed again. Collective. */
+WB_API wb_status wb_infer_draft_further(wb_infer *infer, const wb_infer_batch *batch,
+                                        const int32_t *hidden_rows, const float **logits_out);
+
 /* ---- training ------------------------------------------------------------------------------------ */
 
 typedef struct wb_train wb_train;

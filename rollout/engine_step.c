@@ -132,7 +132,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .weights_digest = engine->weights_digest,
                              .max_batch_tokens = (uint64_t)engine->scheduler.max_batch_tokens,
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
-                             .mtp_drafts = engine->mtp.on,
+                             .mtp_drafts = engine->mtp.on ? engine->max_drafts : 0,
                              .pauses = engine->asks_for_pause,
                              .lending = engine->lending.on};
     const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
@@ -140,6 +140,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
     WB_TRY(wb_step_agree(engine->comm, &own, engine->words, &sum));
     engine->scheduler.max_prefill_tokens =
         sum.decodes > 0 ? engine->max_prefill_tokens : engine->scheduler.max_batch_tokens;
+    engine->mtp.n_passes = sum.decodes > 0 ? engine->max_drafts : 1;
     engine->paused = sum.pauses > 0;
     *busy_out = sum.work_left > 0;
     return WB_OK;
@@ -229,8 +230,7 @@ static void commit(wb_engine *engine) {
 /* What the next step's drafts are, once this one has been committed on all ranks. */
 static void draft(wb_engine *engine) {
     wb_mtp_drafts_make(&engine->mtp, engine->infer, engine->workspace.device,
-                       wb_model_config(engine->model)->vocab_size, &engine->scheduler.batch,
-                       &engine->results);
+                       wb_model_config(engine->model)->vocab_size, &engine->scheduler, &engine->results);
 }
 
 /* After a step that was not made. Keys that it wrote are written again by the next one, the same; a state of

@@ -42,24 +42,24 @@ void wb_mtp_drafts_add(wb_mtp_drafts *drafts, wb_sequence *s, int32_t seq, int32
     drafts->logit_rows[drafts->n_guesses++] = (int32_t)drafts->n_rows - 1;
 }
 
-/* The likeliest token of each row of logits. Rows that cannot be sampled from guess nothing: a guess is worth
- * no failure. *n_out: as many as can be used, all or none. */
-static wb_status find_likeliest(const wb_mtp_drafts *drafts, wb_device *dev, int64_t vocab_size,
-                                const float *logits, const wb_step_results *results, int32_t *n_out) {
+/* The likeliest token of each row of logits. Rows that cannot be sampled from guess nothing, all or none of
+ * them: a guess is worth no failure. */
+static wb_status find_likeliest(wb_mtp_drafts *drafts, wb_device *dev, int64_t vocab_size,
+                                const float *logits, const wb_step_results *results) {
     const wb_results_view to = wb_step_results_on_device(results);
     const int32_t n = drafts->n_guesses;
-    *n_out = 0;
     if (n == 0) return WB_OK;
+    drafts->n_guesses = 0;
     wb_status status =
         dev->sample(dev, n, vocab_size, logits, drafts->greedy, NULL, to.tokens, to.sampling_logprobs);
     if (status == WB_OK) status = dev->to_host(dev, drafts->found, to.tokens, (size_t)n * sizeof(int32_t));
     if (status == WB_INVALID_ARGUMENT) return WB_OK;
-    if (status == WB_OK) *n_out = n;
+    if (status == WB_OK) drafts->n_guesses = n;
     return status;
 }
 
-static wb_status make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
-                      const wb_step_batch *batch, const wb_step_results *results) {
+static wb_status make_pass(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
+                           const wb_step_batch *batch, const wb_step_results *results, bool first) {
     const wb_infer_batch rows = {.T = drafts->n_rows,
                                  .tokens = drafts->tokens,
                                  .pos = drafts->pos,
@@ -71,19 +71,65 @@ static wb_status make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device,
                                  .n_logits = drafts->n_guesses,
                                  .logit_rows = drafts->logit_rows};
     const float *logits = NULL;
-    int32_t n = 0;
-    WB_TRY(wb_infer_draft(infer, &rows, drafts->hidden_rows, &logits));
-    WB_TRY(find_likeliest(drafts, device, vocab_size, logits, results, &n));
-    for (int32_t i = 0; i < n; i++)
-        wb_sequence_propose(drafts->sequences[i], 1, (const uint32_t *)&drafts->found[i]);
+    WB_TRY((first ? wb_infer_draft : wb_infer_draft_further)(infer, &rows, drafts->hidden_rows, &logits));
+    WB_TRY(find_likeliest(drafts, device, vocab_size, logits, results));
+    for (int32_t i = 0; i < drafts->n_guesses; i++)
+        wb_sequence_propose(drafts->sequences[i], (uint32_t)drafts->found[i]);
     return WB_OK;
 }
 
+/* Room for the keys of further passes. A pass feeds the token that the one before guessed, at the position
+ * before that token's. */
+static void reach(const wb_mtp_drafts *drafts, wb_scheduler *scheduler) {
+    wb_step_batch *batch = &scheduler->batch;
+    for (int32_t i = 0; i < drafts->n_guesses; i++) {
+        wb_sequence *s = drafts->sequences[i];
+        const uint32_t left = wb_sequence_max_drafts(s),
+                       n_drafts = left < drafts->n_passes ? left : drafts->n_passes;
+        wb_scheduler_reach(scheduler, &s->entry, wb_sequence_length(s) + n_drafts - 2);
+        if (batch->max_blocks < s->entry.n_blocks) batch->max_blocks = s->entry.n_blocks;
+    }
+    wb_step_batch_fill_held(batch);
+}
+
+/* The rows of a further pass: behind each guess whose request can take another one and has a block for it.
+ * Guess i stands in the rows at i or behind, so that what is written is read no more. */
+static void go_on(wb_mtp_drafts *drafts, uint32_t block_size) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < drafts->n_guesses; i++) {
+        wb_sequence *s = drafts->sequences[i];
+        const uint32_t token = wb_sequence_length(s) + s->entry.n_proposed - 1;
+        if (s->entry.n_proposed >= wb_sequence_max_drafts(s) ||
+            token > (uint32_t)s->entry.n_blocks * block_size)
+            continue;
+        drafts->tokens[n] = (int32_t)s->tokens[token];
+        drafts->pos[n] = (int32_t)token - 1;
+        drafts->seq[n] = drafts->seq[drafts->logit_rows[i]];
+        drafts->hidden_rows[n] = drafts->logit_rows[i];
+        drafts->logit_rows[n] = n;
+        drafts->sequences[n++] = s;
+    }
+    drafts->n_rows = drafts->n_guesses = n;
+}
+
+static void keep_failure(wb_mtp_drafts *drafts, wb_status status) {
+    drafts->n_guesses = 0;
+    if (drafts->failure != WB_OK) return;
+    drafts->failure = status;
+    snprintf(drafts->why, sizeof drafts->why, "%s", wb_error_message());
+}
+
 void wb_mtp_drafts_make(wb_mtp_drafts *drafts, wb_infer *infer, wb_device *device, int64_t vocab_size,
-                        const wb_step_batch *batch, const wb_step_results *results) {
+                        wb_scheduler *scheduler, const wb_step_results *results) {
     if (!drafts->on) return;
-    drafts->failure = make(drafts, infer, device, vocab_size, batch, results);
-    if (drafts->failure != WB_OK) snprintf(drafts->why, sizeof drafts->why, "%s", wb_error_message());
+    for (uint32_t pass = 0; pass < drafts->n_passes; pass++) {
+        if (pass == 1) reach(drafts, scheduler);
+        if (pass > 0) go_on(drafts, (uint32_t)scheduler->block_size);
+        const wb_status status =
+            make_pass(drafts, infer, device, vocab_size, &scheduler->batch, results, pass == 0);
+        if (status != WB_OK) keep_failure(drafts, status);
+    }
+    wb_scheduler_trim(scheduler);
 }
 
 wb_status wb_mtp_drafts_failure(wb_mtp_drafts *drafts) {

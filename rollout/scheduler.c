@@ -122,6 +122,20 @@ void wb_scheduler_remove(wb_scheduler *scheduler, wb_sched_entry *entry) {
     entry->previous = entry->next = NULL;
 }
 
+/* Gives back the blocks behind those of `end` tokens. */
+static void trim(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t end) {
+    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, end);
+    if (needed >= entry->n_blocks) return;
+    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks - needed, entry->blocks + needed);
+    entry->n_blocks = needed;
+}
+
+void wb_scheduler_trim(wb_scheduler *scheduler) {
+    const wb_step_batch *batch = &scheduler->batch;
+    for (int32_t i = 0; i < batch->n_entries; i++)
+        trim(scheduler, batch->entries[i], batch->entries[i]->record->n_tokens);
+}
+
 void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
     const bool drafted = entry->n_drafts > 0;
     const uint32_t end = entry->n_in_pool + wb_sched_n_kept(entry);
@@ -134,11 +148,8 @@ void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
     give_saved(scheduler, entry);
     if (!back) entry->n_in_pool = end;
     entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
-    if (!drafted) return;
     /* What goes back is fed again with the token that was sampled behind it, as a prefill is. */
-    const int32_t needed = (int32_t)wb_kv_blocks_for(scheduler->block_size, back ? end + 1 : end);
-    wb_kv_blocks_give(&scheduler->blocks, entry->n_blocks - needed, entry->blocks + needed);
-    entry->n_blocks = needed;
+    if (drafted) trim(scheduler, entry, back ? end + 1 : end);
 }
 
 /* ---- preemption and admission -------------------------------------------------------------------- */
@@ -261,15 +272,19 @@ uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler) {
 
 /* ---- drafts -------------------------------------------------------------------------------------- */
 
+void wb_scheduler_reach(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t end) {
+    while (wb_kv_blocks_for(scheduler->block_size, end) > entry->n_blocks &&
+           wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks]))
+        entry->n_blocks++;
+}
+
 /* As many of the entry's drafts as fit the budget and blocks that nobody holds. Returns how many. */
 static int32_t plan_entry_drafts(wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
     const uint32_t end = entry->n_in_pool + entry->n_planned, size = (uint32_t)scheduler->block_size;
     const uint32_t n = entry->n_proposed < (uint32_t)budget ? entry->n_proposed : (uint32_t)budget;
     if (scheduler->has_states && !wb_state_pool_save(&scheduler->states, entry->state, &entry->saved_state))
         return 0;
-    while (wb_kv_blocks_for(scheduler->block_size, end + n) > entry->n_blocks &&
-           wb_kv_blocks_take(&scheduler->blocks, 1, &entry->blocks[entry->n_blocks]))
-        entry->n_blocks++;
+    wb_scheduler_reach(scheduler, entry, end + n);
     const uint32_t room = (uint32_t)entry->n_blocks * size - end;
     entry->n_drafts = n < room ? n : room;
     return (int32_t)entry->n_drafts;

@@ -80,6 +80,12 @@ void wb_scheduler_plan(wb_scheduler *scheduler);
  * that only rejected drafts filled become free. */
 void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry);
 
+/* Blocks for the keys of `end` tokens, as far as nobody holds them, whether anybody knows them or not. */
+void wb_scheduler_reach(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t end);
+
+/* Blocks of the step's entries beyond those that their tokens fill become free. */
+void wb_scheduler_trim(wb_scheduler *scheduler);
+
 /* Running requests whose next token is sampled after the tokens that are planned, or lacks no others: what
  * the next step decodes, but for those that end with the present one. */
 uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);

@@ -194,9 +194,8 @@ void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
 }
 
 /* A draft more than the request can still take would need a block that it has no room for. */
-void wb_sequence_propose(wb_sequence *s, uint32_t n, const uint32_t *tokens) {
-    memcpy(s->tokens + wb_sequence_length(s), tokens, n * sizeof *tokens);
-    s->entry.n_proposed = n;
+void wb_sequence_propose(wb_sequence *s, uint32_t token) {
+    s->tokens[wb_sequence_length(s) + s->entry.n_proposed++] = token;
 }
 
 void wb_sequence_propose_text(wb_sequence *s, uint32_t max) {

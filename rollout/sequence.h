@@ -99,10 +99,11 @@ static inline uint32_t wb_sequence_max_drafts(const wb_sequence *s) {
     return s->max_len - s->completion.record.n_tokens - 1;
 }
 
-/* Puts drafts for what comes next behind the last token: tokens[n], n at most wb_sequence_max_drafts. */
-void wb_sequence_propose(wb_sequence *sequence, uint32_t n, const uint32_t *tokens);
+/* Puts a draft behind the last token and the drafts that stand there, fewer than wb_sequence_max_drafts. */
+void wb_sequence_propose(wb_sequence *sequence, uint32_t token);
 
-/* The same, at most `max`, by the request's own text (draft.h). */
+/* Drafts behind the last token in place of those that stand there, at most `max`, by the request's own text
+ * (draft.h). */
 void wb_sequence_propose_text(wb_sequence *sequence, uint32_t max);
 
 /* The record as it stands becomes the completion's. */

@@ -46,8 +46,8 @@ static wb_status check_sizes(const wb_step_word *words, int n_ranks) {
     for (int r = 1; r < n_ranks; r++)
         if (words[r].mtp_drafts != words[0].mtp_drafts)
             return wb_fail(WB_PEER,
-                           "engine step: rank %d has drafts of MTP layers %" PRIu64 ", rank 0 %" PRIu64
-                           ": expected max_drafts above 0 on all ranks or on none",
+                           "engine step: rank %d has %" PRIu64 " drafts of MTP layers, rank 0 %" PRIu64
+                           ": expected the same max_drafts on all ranks",
                            r, words[r].mtp_drafts, words[0].mtp_drafts);
     for (int r = 1; r < n_ranks; r++)
         if (words[r].lending != words[0].lending)

@@ -11,7 +11,7 @@ typedef struct wb_step_word {
     uint64_t status; /* wb_status */
     uint64_t weight_version, weights_digest;
     uint64_t max_batch_tokens, max_prefill_tokens;
-    uint64_t mtp_drafts; /* 1: MTP layers guess, and are fed behind each step */
+    uint64_t mtp_drafts; /* max_drafts where MTP layers guess, and are fed behind each step; else 0 */
     /* Once the step has been committed: unfinished requests, and those of them that decode next. */
     uint64_t work_left, decodes;
     uint64_t pauses; /* 1: this rank asks that the next step feeds nothing */

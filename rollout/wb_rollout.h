@@ -57,12 +57,12 @@ typedef struct wb_engine_options {
      * same on all ranks. */
     int32_t max_prefill_tokens;
     /* How many tokens a decode may feed behind its own, in what a step has room for: those that the model
-     * chooses too are had in one step. Where the model has MTP layers, they guess one token, and are fed at
-     * the end of a step what it fed, on all ranks or on none; else guesses are of the request's text. What is
-     * returned does not depend on it: tokens are drawn as without drafts, and rows of drafts that were wrong
-     * are in no record. 0, the default: none. Where layers keep state of a fixed size, which cannot take a
-     * token back, a state is copied for it, and after a wrong guess the right ones before it are fed
-     * again. */
+     * chooses too are had in one step. Where the model has MTP layers, the first one guesses: it is fed at
+     * the end of a step what the step fed, and then its own guesses, a pass for each draft; max_drafts is
+     * the same on all ranks then. Else guesses are of the request's text. What is returned does not depend
+     * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0, the
+     * default: none. Where layers keep state of a fixed size, which cannot take a token back, a state is
+     * copied for it, and after a wrong guess the right ones before it are fed again. */
     int32_t max_drafts;
     /* States of a fixed size, where layers keep such, beyond one for each request that runs: for snapshots of
      * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */

@@ -21,13 +21,13 @@ static wb_matmul half(const wb_model *mtp, int32_t eh_proj, int64_t first, int64
     return product;
 }
 
-wb_status wb_mtp_input(const wb_model *mtp, int32_t l, int64_t T, const int32_t *tokens, wb_rows hidden,
-                       wb_rows scratch, wb_rows x) {
+wb_status wb_mtp_input(const wb_model *mtp, int32_t l, int64_t T, const int32_t *tokens,
+                       const wb_model *before, wb_rows hidden, wb_rows scratch, wb_rows x) {
     wb_device *dev = mtp->device;
     const wb_mtp_layer *layer = &mtp->mtp_layers[l];
     WB_TRY(wb_embed_forward(mtp, T, tokens, scratch));
     WB_TRY(norm(mtp, layer->enorm, T, scratch));
-    WB_TRY(norm(mtp->decoder, mtp->decoder->final_norm, T, hidden));
+    WB_TRY(norm(before, before->final_norm, T, hidden));
     WB_TRY(norm(mtp, layer->hnorm, T, hidden));
     const wb_matmul of_token = half(mtp, layer->eh_proj, 0, T, scratch, x),
                     of_hidden = half(mtp, layer->eh_proj, mtp->config.hidden_size, T, hidden, x);

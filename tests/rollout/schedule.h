@@ -114,7 +114,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
     const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
     const bool recompute_keys = pick(d, 0, 2) == 0, lend_requests = pick(d, 0, 3) > 0;
-    /* MTP layers guess on all ranks or on none. */
+    /* MTP layers guess on all ranks, as many drafts, or on none. */
     const bool all_draft = s->config.n_mtp_layers > 0 && s->seed % 2 == 0,
                none_drafts = s->config.n_mtp_layers > 0 && !all_draft;
     for (int r = 0; r < MAX_RANKS; r++) {
@@ -129,6 +129,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
         const bool drafts = pick(d, 0, 1) > 0;
         o->max_drafts = none_drafts || (!drafts && !all_draft) ? 0 : (int32_t)pick(d, 1, 5);
+        if (all_draft) o->max_drafts = s->options[0].max_drafts;
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
     }

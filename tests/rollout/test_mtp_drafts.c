@@ -72,6 +72,39 @@ static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
     rig_close(&r);
 }
 
+/* Every decode of a request alone in a pool with room is fed as many drafts as there may be, over the ends of
+ * blocks too, and blocks that were held for them alone are free behind the step. */
+static void test_a_decode_has_as_many_drafts_as_asked_for(void **state) {
+    (void)state;
+    const wb_config c = guessing_config();
+    rig r = rig_open(&c, 5, 1, NULL);
+    for (int32_t max_drafts = 1; max_drafts <= 5; max_drafts++) {
+        wb_engine_options options = wb_engine_options_default();
+        options.block_size = 3, options.n_blocks = 12, options.max_drafts = max_drafts;
+        wb_engine *engine = NULL;
+        assert_ok(wb_engine_open(r.model, &options, &engine));
+        ask a = ask_fixed("a", 3, 24);
+        for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = i;
+        assert_ok(wb_engine_submit(engine, ask_request(&a)));
+        uint64_t drafts = 0;
+        for (bool busy = true; busy;) {
+            const wb_engine_stats before = wb_engine_get_stats(engine);
+            /* Of the new tokens the first one comes with the prefill, the others are fed and count. */
+            const int32_t left = 24 - 1 - (int32_t)before.decode_tokens - 1;
+            if (before.steps > 0) drafts += (uint64_t)(left < max_drafts ? left : max_drafts);
+            assert_ok(wb_engine_step(engine, &busy));
+            const wb_engine_stats now = wb_engine_get_stats(engine);
+            assert_int_equal(now.drafts, drafts);
+            const int32_t length = 3 + 1 + (int32_t)now.decode_tokens;
+            if (busy) assert_true(now.n_blocks - now.free_blocks <= (length + 2) / 3);
+        }
+        assert_int_equal(wb_engine_get_stats(engine).free_blocks, 12);
+        wb_completion_free(wb_engine_poll(engine));
+        wb_engine_close(engine);
+    }
+    rig_close(&r);
+}
+
 /* Steps of CUDA become graphs, those of the MTP layers too. */
 static void test_on_cuda(void **state) {
     (void)state;
@@ -120,7 +153,7 @@ static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
                                 .dead = {[1] = n == 3},
                                 .options = eager_options(),
                                 .config = guessing_config(),
-                                .max_drafts = 1,
+                                .max_drafts = 3,
                                 .play = play_and_look,
                                 .context = &stats[r]};
         run_movers(n, movers);
@@ -140,20 +173,25 @@ static void play_alone(mover *m) {
     *(wb_status *)m->context = wb_engine_step(m->engine, &busy);
 }
 
-static void test_ranks_draft_all_or_none(void **state) {
-    (void)state;
+static void expect_peer(int32_t drafts_of_0, int32_t drafts_of_1) {
     mover movers[MAX_RANKS];
     wb_status status[MAX_RANKS];
     for (int r = 0; r < MAX_RANKS; r++)
         movers[r] = (mover){.seed = base_seed,
                             .options = eager_options(),
                             .config = guessing_config(),
-                            .max_drafts = r == 1,
+                            .max_drafts = r == 1 ? drafts_of_1 : drafts_of_0,
                             .play = play_alone,
                             .context = &status[r]};
     run_movers(2, movers);
     assert_int_equal(status[0], WB_PEER);
     assert_int_equal(status[1], WB_PEER);
+}
+
+static void test_ranks_have_as_many_drafts(void **state) {
+    (void)state;
+    expect_peer(0, 1);
+    expect_peer(3, 2);
 }
 
 /* ---- a draft that cannot be made ----------------------------------------------------------------- */
@@ -208,7 +246,7 @@ static void test_a_draft_that_fails_is_told_by_the_next_step(void **state) {
         movers[r] = (mover){.seed = base_seed,
                             .options = eager_options(),
                             .config = guessing_config(),
-                            .max_drafts = 1,
+                            .max_drafts = 3,
                             .play = play_in_spite,
                             .context = &failures[r]};
     run_movers(2, movers);
@@ -221,9 +259,10 @@ int main(int argc, char **argv) {
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_8_what_is_returned_shows_no_draft),
+        cmocka_unit_test(test_a_decode_has_as_many_drafts_as_asked_for),
         cmocka_unit_test(test_on_cuda),
         cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
-        cmocka_unit_test(test_ranks_draft_all_or_none),
+        cmocka_unit_test(test_ranks_have_as_many_drafts),
         cmocka_unit_test(test_a_draft_that_fails_is_told_by_the_next_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

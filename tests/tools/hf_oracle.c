@@ -1,18 +1,18 @@
 /* hf_oracle.c - this engine against a directory of reference data written by Hugging Face transformers.
  *
- * Owns: the comparison of logits, routes, weights, forced replay, every gradient and the rollout engine's
- * greedy continuation, and the verdict as exit code. Refuses: tolerances other than those the files
+ * Owns: the comparison of logits, routes, weights, forced replay, every gradient, the rollout engine's
+ * greedy continuation and, where the directory has them, the logits of the MTP layer that drafts, and the
+ * verdict as exit code. Refuses: tolerances other than those the files
  * support.
  *
  * In bf16 (hf_bounds.h) an expert that is chosen otherwise changes all that follows: so what the reference
  * computed by its own choice is compared under that choice, forced, beside which each row tells what it would
  * choose. The engine goes on from its prompts by itself, and what it captured is compared with the training
- * forward over the same tokens, bit for bit.
+ * forward over the same tokens, bit for bit. MTP layers choose by themselves and are compared in f32 alone.
  *
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
 #include "tools/hf_bounds.h"
-#include "wb_check.h"
-#include "wb_device.h"
+#include "tools/hf_mtp.h"
 #include "wb_rollout.h"
 
 #include <inttypes.h>
@@ -68,6 +68,8 @@ typedef enum check_id {
     GREEDY_IDS,
     GREEDY_ROUTES,
     ENGINE_LOGPROBS,
+    MTP_LOGITS,
+    MTP_FURTHER_LOGITS,
     N_CHECKS
 } check_id;
 
@@ -81,6 +83,7 @@ static const struct {
     {"forced logprobs", "absolute", 1e-4}, {"forced loss", "absolute", 1e-4},
     {"gradients", "relative", 1e-4},       {"greedy ids", "differing", 0},
     {"greedy routes", "differing", 0},     {"engine logprobs", "absolute", 1e-4},
+    {"mtp logits", "absolute", 1e-4},      {"mtp further", "absolute", 1e-4},
 };
 
 typedef struct outcome {
@@ -119,10 +122,11 @@ typedef struct reference {
     int64_t B, S, V, E, K, L, W; /* W: length of a greedy sequence */
     int64_t *input_ids, *greedy_ids;
     float *logits, *forced_logits, *forced_logprobs, *forced_loss;
-    layer_reference *layers; /* [L] */
-    double largest_grad;     /* of all tensors */
-    wb_dtype dtype;          /* that this engine computes in */
-    double bounds[N_CHECKS]; /* of the largest error; ids: of their number that differ */
+    float *mtp_logits, *mtp_further; /* [B, S - 1, V], [B, S - 3, 2, V]; NULL: not compared */
+    layer_reference *layers;         /* [L] */
+    double largest_grad;             /* of all tensors */
+    wb_dtype dtype;                  /* that this engine computes in */
+    double bounds[N_CHECKS];         /* of the largest error; ids: of their number that differ */
 } reference;
 
 static float float_at(const wb_tensor_view *view, int64_t i) {
@@ -235,6 +239,15 @@ static bool is_unordered(const reference *ref) {
     return false;
 }
 
+/* Not those of a model with MTP layers of which the directory has no reference. */
+static void read_mtp(reference *ref) {
+    wb_tensor_view view;
+    const int64_t rows = ref->B * (ref->S - 1 - MTP_FURTHER);
+    if (ref->dtype != WB_F32 || wb_safetensors_find(ref->ref, "mtp.logits", &view) != WB_OK) return;
+    ref->mtp_logits = read_floats(ref->ref, "mtp.logits", ref->B * (ref->S - 1) * ref->V);
+    ref->mtp_further = read_floats(ref->ref, "mtp.further", rows * MTP_FURTHER * ref->V);
+}
+
 static void find_largest_grad(reference *ref) {
     for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
         wb_tensor_view view;
@@ -292,6 +305,7 @@ static void reference_open(const char *dir, wb_dtype dtype, reference *ref) {
     ref->forced_logits = read_floats(ref->ref, "forced.logits", T * ref->V);
     ref->forced_logprobs = read_floats(ref->ref, "forced.logprobs", B * (ref->S - 1));
     ref->forced_loss = read_floats(ref->ref, "forced.loss", 1);
+    read_mtp(ref);
     ref->layers = allocate((size_t)ref->L, sizeof(layer_reference));
     for (int64_t i = 0; i < ref->L; i++) read_layer(ref, i);
     read_biases(ref);
@@ -307,8 +321,9 @@ static void reference_close(reference *ref) {
                                 layer->ids,    layer->forced_ids, layer->greedy_ids};
         for (size_t j = 0; j < sizeof arrays / sizeof arrays[0]; j++) free(arrays[j]);
     }
-    void *const arrays[] = {ref->layers,        ref->input_ids,       ref->greedy_ids, ref->logits,
-                            ref->forced_logits, ref->forced_logprobs, ref->forced_loss};
+    void *const arrays[] = {ref->layers,      ref->input_ids,     ref->greedy_ids,
+                            ref->logits,      ref->forced_logits, ref->forced_logprobs,
+                            ref->forced_loss, ref->mtp_logits,    ref->mtp_further};
     for (size_t j = 0; j < sizeof arrays / sizeof arrays[0]; j++) free(arrays[j]);
     json_decref(ref->meta);
     wb_safetensors_close(ref->grads);
@@ -871,6 +886,36 @@ static wb_status check_greedy(rank_run *run) {
     return status;
 }
 
+/* ---- layers for multi-token prediction --------------------------------------------------------- */
+
+static void compare_mtp(rank_run *run, const float *first, const float *further) {
+    const reference *ref = run->ref;
+    const int64_t n_first = (ref->S - 1) * ref->V,
+                  n_further = (ref->S - 1 - MTP_FURTHER) * MTP_FURTHER * ref->V;
+    for (int64_t s = 0; s < run->n_seqs; s++) {
+        const int64_t r = reference_seq(run, s);
+        see_floats(&run->outcomes[MTP_LOGITS], n_first, first + s * n_first, ref->mtp_logits + r * n_first);
+        see_floats(&run->outcomes[MTP_FURTHER_LOGITS], n_further, further + s * n_further,
+                   ref->mtp_further + r * n_further);
+    }
+}
+
+static wb_status check_mtp(rank_run *run, const int32_t *tokens) {
+    const reference *ref = run->ref;
+    const size_t rows = (size_t)(run->n_seqs * ref->S * ref->V);
+    mtp_run mtp;
+    if (!ref->mtp_logits) return WB_OK;
+    if (!wb_model_mtp(run->model)) return wb_fail(WB_MISMATCH, "expected a model with MTP layers");
+    float *first = allocate(rows, sizeof *first), *further = allocate(MTP_FURTHER * rows, sizeof *further);
+    wb_status status = mtp_open(run->model, run->device, run->n_seqs, ref->B, ref->S, tokens, &mtp);
+    if (status == WB_OK) status = mtp_logits(&mtp, first, further);
+    if (status == WB_OK) compare_mtp(run, first, further);
+    mtp_close(&mtp);
+    free(first);
+    free(further);
+    return status;
+}
+
 /* ---- the run ------------------------------------------------------------------------------------- */
 
 static wb_status run_checks(rank_run *run) {
@@ -880,6 +925,7 @@ static wb_status run_checks(rank_run *run) {
     if (status == WB_OK) status = check_training(run, &p, &r);
     if (status == WB_OK) status = check_gradients(run);
     if (status == WB_OK) status = check_greedy(run);
+    if (status == WB_OK) status = check_mtp(run, p.tokens);
     routes_close(&r);
     unpack(&p);
     return status;
@@ -948,6 +994,7 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
 
     printf("%-16s %10s %12s %10s %-10s\n", "check", "compared", "error", "limit", "");
     for (int i = 0; i < N_CHECKS; i++) {
+        if (i >= MTP_LOGITS && !ref->mtp_logits) continue;
         /* In bf16 the engine goes on by itself, and no token is the reference's. */
         const bool compared = all[i].compared > 0 || (i == GREEDY_IDS && ref->dtype != WB_F32);
         bool ok = compared && all[i].error <= ref->bounds[i];

@@ -18,8 +18,9 @@ ref.safetensors: input_ids [B, S], logits [B, S, V]; of the i-th router router.i
   [B*S, K]; forced routing, where 30 % of the rows have random distinct ids: forced.i.topk_ids, .topk_weights, forced.logits,
   forced.logprobs [B, S-1], forced.loss [1] = mean of -logprob; greedy_ids [B, 7+12], a greedy continuation of each row's first
   7 tokens, and greedy.i.topk_ids of all its positions.
-With --mtp also mtp.logits [B, S - 1, V] of the first MTP layer, with transformers' own layers: row p has what the decoder
-  leaves at position p and the token at p + 1.
+With --mtp also of the first MTP layer, with transformers' own layers: mtp.logits [B, S - 1, V], whose row p has what the decoder
+  leaves at position p and the token at p + 1; mtp.further [B, S - 3, 2, V], the two that the layer gives behind row p when it goes on
+  from its own output, fed the tokens at p + 2 and p + 3.
 grads.safetensors: gradient of forced.loss for every parameter, experts as the family's checkpoints have them; a buffer has its value there.
 meta.json: the options that made it, router names and classes, smallest margins (null: one expert, no choice), parameters
   without gradient.
@@ -244,6 +245,13 @@ def round_to_fp8(model, block):
                 half.copy_(packed.float() * wide)
 
 
+def round_weights(args, module):
+    for tensor in module.state_dict().values():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
+        tensor.copy_(tensor.to(getattr(torch, args.dtype)))
+    if args.fp8:
+        round_to_fp8(module, args.fp8)
+
+
 def mxfp4_groups(weight):
     """(4-bit codes, exponents) of [..., inputs], 32 inputs a group; exact for one that was rounded by it."""
     groups = weight.unflatten(-1, (-1, 32))
@@ -304,18 +312,28 @@ def make_mtp(model, n_layers, std, generator):
     return mtp.eval()
 
 
-@torch.no_grad()
-def mtp_data(model, mtp, input_ids):
-    """Of the first layer, all positions at once: its token is the next one, at that one's position."""
-    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-    tokens = input_ids[:, 1:]
+def mtp_forward(mtp, tokens, hidden):
+    """The first layer's output where it is fed tokens [B, n], the first of them at position 1, behind hidden states [B, n, H]."""
     embeds = mtp.embed_tokens(tokens)
-    positions = torch.arange(1, input_ids.shape[1])[None].expand(tokens.shape)
+    positions = torch.arange(1, tokens.shape[1] + 1)[None].expand(tokens.shape)
     mask = torch.full((tokens.shape[1],) * 2, float("-inf")).triu(1)[None, None]
     rotary = mtp.rotary_emb(embeds, position_ids=positions)
-    out = mtp.layers[0](embeds, hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions,
-                        past_key_values=None)
-    return {"mtp.logits": mtp._project_to_logits(out)}
+    return mtp.layers[0](embeds, hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, past_key_values=None)
+
+
+@torch.no_grad()
+def mtp_data(model, mtp, input_ids):
+    """All positions at once; then, behind each, twice the layer's own last output beside one token more."""
+    decoder = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
+    further = []
+    for p in range(input_ids.shape[1] - 3):
+        hidden = decoder[:, : p + 1]
+        for n in (p + 1, p + 2):
+            hidden = torch.cat([hidden, mtp_forward(mtp, input_ids[:, 1 : n + 1], hidden)[:, -1:]], dim=1)
+        last = mtp_forward(mtp, input_ids[:, 1 : p + 4], hidden)[:, -1:]
+        further.append(mtp._project_to_logits(torch.cat([hidden[:, -1:], last], dim=1)))
+    out = mtp_forward(mtp, input_ids[:, 1:], decoder[:, :-1])
+    return {"mtp.logits": mtp._project_to_logits(out), "mtp.further": torch.stack(further, dim=1)}
 
 
 def mtp_tensors(model, mtp):
@@ -353,10 +371,7 @@ def compute(args, config, seed):
     """(model with gradients, tensors of ref.safetensors, meta.json)"""
     generator = torch.Generator().manual_seed(seed)
     model = make_model(config, args.std, generator)
-    for tensor in model.state_dict().values():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
-        tensor.copy_(tensor.to(getattr(torch, args.dtype)))
-    if args.fp8:
-        round_to_fp8(model, args.fp8)
+    round_weights(args, model)
     if args.mxfp4:
         round_to_mxfp4(model)
     routers = Routers(model)
@@ -371,6 +386,7 @@ def compute(args, config, seed):
     mtp = {}
     if args.mtp:
         layers = make_mtp(model, args.mtp, args.std, generator)
+        round_weights(args, layers.layers)
         ref |= mtp_data(model, layers, input_ids)
         mtp = mtp_tensors(model, layers)
     meta = dict(options=args.options, family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
@@ -432,6 +448,7 @@ def save(args, model, ref, meta, mtp):
     else:
         model.save_pretrained(out, max_shard_size=args.max_shard_size)
     if mtp:
+        mtp = {name: tensor.to(getattr(torch, args.dtype)) for name, tensor in mtp.items()}
         rewrite(out, mtp, dict(num_nextn_predict_layers=args.mtp))
     if args.fp8 or args.mxfp4:
         quantize(args)
