@@ -62,7 +62,7 @@ typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_
 /* How the learning rate falls. */
 typedef enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE } lr_schedule;
 
-enum { N_OPTIONS = 64 }; /* rows of the table (option_table.c) */
+enum { N_OPTIONS = 65 }; /* rows of the table (option_table.c) */
 
 typedef struct options {
     const char *model_dir; /* base checkpoint */
@@ -81,7 +81,7 @@ typedef struct options {
     const char *stop_token; /* NULL: the task's */
     long_prompts long_prompts;
     int64_t warmup_steps, checkpoint_every, compare_every, peer_timeout, reward_timeout, threads, top_k;
-    int64_t kv_blocks, block_size, max_batch_tokens, max_running; /* of the engine */
+    int64_t kv_blocks, block_size, max_batch_tokens, max_running, max_drafts; /* of the engine */
     uint64_t seed;
     double keep_memory; /* GiB a rank, beyond what one layer needs in a backward */
     double temperature, top_p;
@@ -255,10 +255,14 @@ typedef struct batch {
 } batch;
 
 struct report;
+struct step_metrics;
 /* Generates this rank's samples of `step`. Where some rank was told to stop, *signal_out is by which signal
  * and there is no batch; else it is 0. Collective. */
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
                             struct report *report, int *signal_out, batch *batch_out);
+/* The drafts of the engines of all ranks since `before` into m. Collective. */
+wb_status rollouts_count_drafts(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
+                                struct step_metrics *m);
 /* How many groups of the batch have a number below `group`: where it is when this rank has it. */
 int64_t batch_first_group(const batch *b, int64_t group);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
@@ -434,6 +438,7 @@ typedef struct step_metrics {
      * forwards of the updates. */
     double routed_differently, routed_differently_updates;
     double planned; /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
+    double drafts, accepted_drafts; /* tokens that the rollout guessed, and those of them that were right */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
     double loss, lr, clip_share, kl_reference, grad_norm;

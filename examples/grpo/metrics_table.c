@@ -26,6 +26,8 @@ const metric_row metric_rows[] = {
     REAL(OF_STEP, "reward_std", answers.reward_std),
     REAL(OF_STEP, "samples", answers.samples),
     REAL(OF_STEP, "response_tokens", answers.response_tokens),
+    REAL(OF_STEP, "drafts", drafts),
+    REAL(OF_STEP, "accepted_drafts", accepted_drafts),
     REAL(OF_STEP, "loss", loss),
     REAL(OF_STEP, "lr", lr),
     REAL(OF_STEP, "entropy", answers.entropy),

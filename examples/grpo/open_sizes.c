@@ -39,6 +39,7 @@ wb_engine_options sizes_engine(const options *o) {
     engine.block_size = (int32_t)o->block_size;
     engine.max_batch_tokens = (int32_t)o->max_batch_tokens;
     engine.max_running = (int32_t)o->max_running;
+    engine.max_drafts = (int32_t)o->max_drafts;
     /* A group's samples share their prompt. */
     engine.prefix_cache = true;
     return engine;

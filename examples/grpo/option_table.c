@@ -77,6 +77,9 @@ const option_row option_rows[] = {
      "tokens that the engine feeds in one step; longer prompts are prefilled in chunks"},
     {"--max-running", ROLLOUT, INTEGER, FREE, FIELD(max_running), 1, MANY, NULL, "N",
      "requests that hold KV cache blocks at a time"},
+    {"--max-drafts", ROLLOUT, INTEGER, FREE, FIELD(max_drafts), 0, 64, NULL, "N",
+     "tokens that a request feeds ahead on a guess, by the MTP layer of a model that has one, else by the "
+     "request's own text; samples are the same; 0: none"},
     {"--replay", REPLAY, CHOICE, KEPT, FIELD(replay), 0, 0, "off|record|rollout", "MODE",
      "routes of training: free (off), of the first training forward (record, R2), of the rollout (rollout, "
      "R3)"},

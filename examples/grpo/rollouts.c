@@ -144,6 +144,17 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
     return status;
 }
 
+wb_status rollouts_count_drafts(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
+                                step_metrics *m) {
+    const wb_engine_stats now = wb_engine_get_stats(engine);
+    double sums[2] = {(double)(now.drafts - before->drafts),
+                      (double)(now.accepted_drafts - before->accepted_drafts)};
+    WB_TRY(wb_comm_all_reduce_f64(comm, sums, 2));
+    m->drafts = sums[0];
+    m->accepted_drafts = sums[1];
+    return WB_OK;
+}
+
 int64_t batch_first_group(const batch *b, int64_t group) {
     int64_t low = 0, high = b->n_groups;
     while (low < high) {

@@ -121,12 +121,13 @@ static void close_trainer(trainer *t) {
 /* The batch, and what its experts did meanwhile. */
 static wb_status generate(const trainer *t, const rollout_side *side, report *r, int *signal_out, batch *b,
                           step_metrics *m) {
+    const wb_engine_stats engine_before = wb_engine_get_stats(side->engine);
     wb_rebalance_stats before = {0};
     if (side->experts) before = wb_rebalance_get_stats(side->experts);
     WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, b));
     if (*signal_out != 0) return WB_OK;
-    wb_status status = WB_OK;
-    if (side->experts) status = live_experts_report(side->experts, &before, t->comm, r, m);
+    wb_status status = rollouts_count_drafts(side->engine, &engine_before, t->comm, m);
+    if (status == WB_OK && side->experts) status = live_experts_report(side->experts, &before, t->comm, r, m);
     if (status == WB_OK)
         status = expert_load_balancedness(t->model, wb_model_placement(side->model), b, &m->balancedness);
     if (status != WB_OK) batch_free(b);
