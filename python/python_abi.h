@@ -135,6 +135,8 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
       (wb_replay * replay, size_t n, const float *rollout, const float *trainer, const uint8_t *mask))       \
     X(void, wb_replay_get_metrics,                                                                           \
       (const wb_replay *replay, wb_replay_metrics *metrics_out, wb_replay_layer_metrics *layers_out))        \
+    X(wb_status, wb_replay_get_load,                                                                         \
+      (const wb_replay *replay, int32_t layer, double *forced_out, double *native_out))                      \
     X(double *, wb_replay_metric_sums, (wb_replay * replay, size_t * n_out))                                 \
     X(wb_status, wb_comm_open_self, (wb_comm * *comm_out))                                                   \
     X(void, wb_comm_close, (wb_comm * comm))                                                                 \

@@ -1,8 +1,9 @@
-/* metrics.c - the fidelity of a step: native choice against forced ids, log-probabilities of rollout
- * against trainer. Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they
+/* metrics.c - the fidelity of a step: native choice against forced ids and the load that each of them makes,
+ * log-probabilities of rollout against trainer. Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they
  * are 0). */
 #include "replay_state.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 double *wb_replay_metric_sums(wb_replay *r, size_t *n_out) {
@@ -41,16 +42,29 @@ bool wb_replay_unmeasured(const layer_rows *s) {
     return false;
 }
 
+/* [E] of one map in MoE layer l. */
+static double *load_of(const wb_replay *r, uint32_t l, int map) {
+    const size_t L = r->model.n_moe_layers, E = r->model.num_experts;
+    return r->sums + SUMS_FIXED + L * SUMS_PER_LAYER + ((size_t)l * N_MAPS + (size_t)map) * E;
+}
+
+static void count_load(const wb_replay *r, const uint8_t *ids, double *load) {
+    for (uint32_t k = 0; k < r->model.top_k; k++) load[wb_route_id(ids, r->dtype, k)] += 1;
+}
+
 void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
                             size_t native_stride_bytes) {
     uint32_t K = r->model.top_k;
     micro_batch *b = s->batch;
     double *sums = r->sums + SUMS_FIXED + (size_t)s->layer * SUMS_PER_LAYER;
+    double *forced_load = load_of(r, s->layer, MAP_FORCED), *native_load = load_of(r, s->layer, MAP_NATIVE);
     for (uint32_t i = 0; i < s->rows; i++) {
         if (!unmeasured(s, i)) continue;
         uint32_t t = s->row + i;
-        uint32_t common =
-            wb_route_common(s->ids + i * r->row_bytes, native + i * native_stride_bytes, r->dtype, K);
+        const uint8_t *forced = s->ids + i * r->row_bytes, *chosen = native + i * native_stride_bytes;
+        uint32_t common = wb_route_common(forced, chosen, r->dtype, K);
+        count_load(r, forced, forced_load);
+        count_load(r, chosen, native_load);
         s->noted[i] |= NOTED_MEASURED;
         sums[LAYER_TOKENS] += 1;
         sums[LAYER_OVERLAP] += (double)common / K;
@@ -83,18 +97,47 @@ static double mean(double sum, double count) {
     return count > 0 ? sum / count : 0;
 }
 
+/* Mean over maximum; 0 where there is none. */
+static double balancedness(const double *load, uint32_t n) {
+    double sum = 0, largest = 0;
+    for (uint32_t e = 0; e < n; e++) {
+        sum += load[e];
+        if (load[e] > largest) largest = load[e];
+    }
+    return mean(sum / n, largest);
+}
+
+wb_status wb_replay_get_load(const wb_replay *r, int32_t layer, double *forced_out, double *native_out) {
+    if (!r || !forced_out || !native_out)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: handle or place for the load is NULL");
+    if (layer < 0 || (uint32_t)layer >= r->model.n_moe_layers)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: load of MoE layer %" PRId32 ": the model has %" PRIu32,
+                       layer, r->model.n_moe_layers);
+    const size_t bytes = r->model.num_experts * sizeof(double);
+    memcpy(forced_out, load_of(r, (uint32_t)layer, MAP_FORCED), bytes);
+    memcpy(native_out, load_of(r, (uint32_t)layer, MAP_NATIVE), bytes);
+    return WB_OK;
+}
+
 void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
                            wb_replay_layer_metrics *layers_out) {
     const double *s = r->sums;
-    double decisions = 0, decisions_differ = 0;
+    double decisions = 0, decisions_differ = 0, n_loads = 0, balance[N_MAPS] = {0};
     for (uint32_t l = 0; l < r->model.n_moe_layers; l++) {
         const double *layer = s + SUMS_FIXED + (size_t)l * SUMS_PER_LAYER;
         decisions += layer[LAYER_TOKENS];
         decisions_differ += layer[LAYER_DIFFER];
+        const double forced = balancedness(load_of(r, l, MAP_FORCED), r->model.num_experts),
+                     native = balancedness(load_of(r, l, MAP_NATIVE), r->model.num_experts);
+        n_loads += layer[LAYER_TOKENS] > 0;
+        balance[MAP_FORCED] += forced;
+        balance[MAP_NATIVE] += native;
         if (!layers_out) continue;
         layers_out[l].tokens = layer[LAYER_TOKENS];
         layers_out[l].overlap = mean(layer[LAYER_OVERLAP], layer[LAYER_TOKENS]);
         layers_out[l].differ = mean(layer[LAYER_DIFFER], layer[LAYER_TOKENS]);
+        layers_out[l].forced_balancedness = forced;
+        layers_out[l].native_balancedness = native;
     }
     *metrics_out = (wb_replay_metrics){
         .rows = s[SUM_ROWS],
@@ -108,5 +151,7 @@ void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
         .kl_k1 = mean(s[SUM_K1], s[SUM_LOGPROBS]),
         .kl_k3 = mean(s[SUM_K3], s[SUM_LOGPROBS]),
         .ratio_outside = mean(s[SUM_OUTSIDE], s[SUM_LOGPROBS]),
+        .forced_balancedness = mean(balance[MAP_FORCED], n_loads),
+        .native_balancedness = mean(balance[MAP_NATIVE], n_loads),
     };
 }

@@ -56,7 +56,8 @@ typedef struct micro_batch {
     wb_planned_layer *layer_plans; /* [n_layers] */
 } micro_batch;
 
-/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
+/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers; then the load of both
+ * maps, [L][N_MAPS][E]. */
 enum {
     SUM_ROWS,
     SUM_FORCED,
@@ -71,6 +72,7 @@ enum {
     SUMS_FIXED
 };
 enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
+enum { MAP_FORCED, MAP_NATIVE, N_MAPS };
 
 /* Where padding rows of one layer go: to each of the first `n_always` experts in every row, and for the
  * other choices in turn to each of `n_turns` ranks, whose experts begin at starts[] of `experts`. */
@@ -112,7 +114,7 @@ struct wb_replay {
     uint64_t *padding_keys;  /* [E] scratch */
     dispatch_state dispatch;
 
-    double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
+    double *sums;    /* [wb_replay_sums_count] */
     uint64_t *marks; /* [E] the value of `mark` when an expert was last seen: a set that empties by ++mark */
     uint64_t mark;
 };

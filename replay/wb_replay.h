@@ -246,6 +246,8 @@ typedef struct wb_replay_layer_metrics {
     double tokens;  /* rows that have ids in the plan and whose native choice is known */
     double overlap; /* mean share of the K forced ids that are among the K native ones (overlap@K) */
     double differ;  /* share of those rows whose native set of ids is not the forced set */
+    /* Mean over maximum of the experts' load of those rows, by the forced and by the native ids. */
+    double forced_balancedness, native_balancedness;
 } wb_replay_layer_metrics;
 
 typedef struct wb_replay_metrics {
@@ -259,11 +261,21 @@ typedef struct wb_replay_metrics {
     /* KL(rollout || trainer): mean of log r, and of exp(-log r) - 1 + log r, log r = rollout - trainer. */
     double kl_k1, kl_k3;
     double ratio_outside; /* share with exp(trainer - rollout) outside [0.5, 2] */
+    /* The load of both maps: means over the layers that have a load of what wb_replay_layer_metrics has. */
+    double forced_balancedness, native_balancedness;
 } wb_replay_metrics;
 
 /* Metrics since wb_replay_begin. Means of nothing are 0. layers_out [L] may be NULL. */
 WB_API void wb_replay_get_metrics(const wb_replay *replay, wb_replay_metrics *metrics_out,
                                   wb_replay_layer_metrics *layers_out);
+
+/* The load of both maps in one MoE layer: forced_out[E] and native_out[E], (row, choice) pairs of each logical
+ * expert, of the rows that have ids in the plan and whose native choice is known, by the one and by the other.
+ * Forced is what training followed, but in mode OFF, which follows the native choice. A statistic under replay
+ * is of the forced map unless it says otherwise; wb_replay_counts has that of all forced rows before the
+ * step. INVALID_ARGUMENT for a layer that the model has not. */
+WB_API wb_status wb_replay_get_load(const wb_replay *replay, int32_t layer, double *forced_out,
+                                    double *native_out);
 
 /* The sums behind the metrics, *n_out doubles that may be added up over ranks in place (an all-reduce) before
  * wb_replay_get_metrics. Owner: replay. */

@@ -56,6 +56,8 @@ const metric_row metric_rows[] = {
     REAL(OF_FIDELITY, "native_token_differ", replay.token_differ),
     REAL(OF_FIDELITY, "native_decision_differ", replay.decision_differ),
     REAL(OF_FIDELITY, "fallback_share", replay.fallback_share),
+    REAL(OF_FIDELITY, "forced_balancedness", replay.forced_balancedness),
+    REAL(OF_FIDELITY, "native_balancedness", replay.native_balancedness),
     /* Free routing goes where it would have gone. */
     REAL(OF_FIDELITY_OFF, "routed_differently", off.token_differ),
     REAL(OF_FIDELITY_OFF, "kl_k1", off.kl_k1),
@@ -64,6 +66,8 @@ const metric_row metric_rows[] = {
     REAL(OF_FIDELITY_OFF, "native_token_differ", off.token_differ),
     REAL(OF_FIDELITY_OFF, "native_decision_differ", off.decision_differ),
     REAL(OF_FIDELITY_OFF, "fallback_share", off.fallback_share),
+    REAL(OF_FIDELITY_OFF, "forced_balancedness", off.forced_balancedness),
+    REAL(OF_FIDELITY_OFF, "native_balancedness", off.native_balancedness),
 };
 const int n_metric_rows = sizeof metric_rows / sizeof metric_rows[0];
 

@@ -42,7 +42,8 @@ class ReplayMetrics(NamedTuple):
 
     token_differ: share of forced rows that would have gone elsewhere in at least one layer; decision_differ:
     the same of (row, layer) pairs. kl_k1, kl_k3: KL(rollout || trainer) of `logprobs` tokens that were
-    observed; ratio_outside: the share with a ratio outside [0.5, 2].
+    observed; ratio_outside: the share with a ratio outside [0.5, 2]. forced_balancedness, native_balancedness:
+    mean over maximum of the experts' load, by the routes in the plan and by what the gate chose itself.
     """
 
     rows: float
@@ -56,6 +57,8 @@ class ReplayMetrics(NamedTuple):
     kl_k1: float
     kl_k3: float
     ratio_outside: float
+    forced_balancedness: float
+    native_balancedness: float
 
 
 class Slice(NamedTuple):
@@ -288,12 +291,21 @@ class Replay:
         return metrics_of(raw)
 
     def layer_metrics(self) -> np.ndarray:
-        """[L] of tokens, overlap (mean share of the forced ids among the native ones) and differ (share of
-        rows whose native set is not the forced one)."""
+        """[L] of tokens, overlap (mean share of the forced ids among the native ones), differ (share of rows
+        whose native set is not the forced one), forced_balancedness and native_balancedness."""
         raw = _abi.structs["wb_replay_metrics"]()
         out = np.zeros(self.model.n_moe_layers, LAYER_METRICS)
         _abi.functions["wb_replay_get_metrics"](self._address, ctypes.byref(raw), out.ctypes.data)
         return out
+
+    def load(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """[E] f8 each, of one MoE layer: (row, choice) pairs of each expert by the routes in the plan, and by
+        what the gate chose itself, of the rows that have both."""
+        forced, native = np.empty((2, self.model.num_experts))
+        _abi.functions["wb_replay_get_load"](
+            self._address, layer, _abi.pointer(forced), _abi.pointer(native)
+        )
+        return forced, native
 
     def metric_sums(self) -> np.ndarray:
         """[n] f8, writable: the sums behind the metrics, to be added up over ranks in place before they are

@@ -105,6 +105,18 @@ class Plans(unittest.TestCase):
         np.testing.assert_allclose(by_layer["overlap"], same.mean((0, 2)), rtol=1e-12)
         np.testing.assert_allclose(by_layer["differ"], (~same).any(-1).mean(0), rtol=1e-12)
         metrics = self.replay.metrics()
+        balance = np.zeros((2, self.model.n_moe_layers))
+        for layer in range(self.model.n_moe_layers):
+            for i, (load, ids) in enumerate(zip(self.replay.load(layer), (forced, native[at]))):
+                expected = np.bincount(ids[:, layer].ravel(), minlength=self.model.num_experts)
+                np.testing.assert_array_equal(load, expected)
+                balance[i, layer] = expected.mean() / expected.max()
+        np.testing.assert_allclose(by_layer["forced_balancedness"], balance[0], rtol=1e-12)
+        np.testing.assert_allclose(by_layer["native_balancedness"], balance[1], rtol=1e-12)
+        self.assertAlmostEqual(metrics.forced_balancedness, balance[0].mean(), places=12)
+        self.assertAlmostEqual(metrics.native_balancedness, balance[1].mean(), places=12)
+        with self.assertRaises(waybill.InvalidArgument):
+            self.replay.load(self.model.n_moe_layers)
         self.assertEqual((metrics.rows, metrics.forced_rows, metrics.padding_rows), (n + chose + 4, n, 4))
         self.assertAlmostEqual(metrics.token_differ, (~same).any((1, 2)).mean(), places=12)
         self.assertAlmostEqual(metrics.decision_differ, (~same).any(-1).mean(), places=12)

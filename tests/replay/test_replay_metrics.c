@@ -47,6 +47,28 @@ static void tell(wb_replay *r, int32_t layer, uint32_t row, uint32_t rows, uint8
     OK(wb_replay_store(r, 0, layer, row, rows, used, 4, r->mode == WB_REPLAY_OFF ? NULL : native, 4));
 }
 
+/* Rule 39: of the three rows that have both, by their routes and by what they would choose. */
+static void check_loads_by_hand(wb_replay *r) {
+    static const double forced[16] = {[1] = 3, [3] = 3, [5] = 3, [7] = 3},
+                        native0[16] = {1, 2, 1, 2, 1, 1, 2, 2}, native1[16] = {1, 3, 1, 3, 0, 2, 0, 2};
+    double found[2][16], more[16];
+    wb_replay_metrics metrics;
+    wb_replay_layer_metrics layers[2];
+    OK(wb_replay_get_load(r, 0, found[0], found[1]));
+    assert_memory_equal(found[0], forced, sizeof forced);
+    assert_memory_equal(found[1], native0, sizeof native0);
+    OK(wb_replay_get_load(r, 1, found[0], found[1]));
+    assert_memory_equal(found[0], forced, sizeof forced);
+    assert_memory_equal(found[1], native1, sizeof native1);
+    wb_replay_get_metrics(r, &metrics, layers);
+    for (int l = 0; l < 2; l++) assert_true(layers[l].forced_balancedness == 0.75 / 3);
+    assert_true(layers[0].native_balancedness == 0.75 / 2 && layers[1].native_balancedness == 0.75 / 3);
+    assert_true(metrics.forced_balancedness == 0.25 && metrics.native_balancedness == (0.375 + 0.25) / 2);
+    assert_int_equal(wb_replay_get_load(r, 2, found[0], more), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("load of MoE layer 2: the model has 2");
+    assert_int_equal(wb_replay_get_load(r, 0, NULL, more), WB_INVALID_ARGUMENT);
+}
+
 static void fidelity_by_hand(wb_replay_mode mode) {
     wb_route_model m = fixture_model(16, 4, 2);
     fixture_record f;
@@ -89,6 +111,7 @@ static void fidelity_by_hand(wb_replay_mode mode) {
     assert_true(fabs(metrics.token_differ - 2.0 / 3) <= 1e-15);
     assert_true(fabs(metrics.decision_differ - 3.0 / 6) <= 1e-15);
     assert_true(metrics.rows == 5 && metrics.forced_rows == 3 && metrics.padding_rows == 1);
+    check_loads_by_hand(r);
     OK(wb_replay_end(r));
 
     size_t n = 0; /* two equal ranks: means stay, sums double */
@@ -98,6 +121,7 @@ static void fidelity_by_hand(wb_replay_mode mode) {
     wb_replay_get_metrics(r, &both, layers);
     assert_true(both.rows == 10 && layers[0].tokens == 6);
     assert_true(both.token_differ == metrics.token_differ && both.decision_differ == metrics.decision_differ);
+    assert_true(both.native_balancedness == metrics.native_balancedness && both.forced_balancedness == 0.25);
 
     wb_replay_slice slice;
     OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
@@ -111,6 +135,7 @@ static void fidelity_by_hand(wb_replay_mode mode) {
     fixture_close(&f);
 }
 
+/* With the load of both maps (rule 39). */
 static void test_rule_18_fidelity_by_hand_and_counted_once(void **unused) {
     (void)unused;
     fidelity_by_hand(WB_REPLAY_OFF);
