@@ -269,11 +269,11 @@ typedef struct wb_replay_metrics {
 WB_API void wb_replay_get_metrics(const wb_replay *replay, wb_replay_metrics *metrics_out,
                                   wb_replay_layer_metrics *layers_out);
 
-/* The load of both maps in one MoE layer: forced_out[E] and native_out[E], (row, choice) pairs of each logical
- * expert, of the rows that have ids in the plan and whose native choice is known, by the one and by the other.
- * Forced is what training followed, but in mode OFF, which follows the native choice. A statistic under replay
- * is of the forced map unless it says otherwise; wb_replay_counts has that of all forced rows before the
- * step. INVALID_ARGUMENT for a layer that the model has not. */
+/* The load of both maps in one MoE layer: forced_out[E] and native_out[E], (row, choice) pairs of each
+ * logical expert, of the rows that have ids in the plan and whose native choice is known, by the one and by
+ * the other. Forced is what training followed, but in mode OFF, which follows the native choice. A statistic
+ * under replay is of the forced map unless it says otherwise; wb_replay_counts has that of all forced rows
+ * before the step. INVALID_ARGUMENT for a layer that the model has not. */
 WB_API wb_status wb_replay_get_load(const wb_replay *replay, int32_t layer, double *forced_out,
                                     double *native_out);
 

@@ -62,7 +62,7 @@ typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_
 /* How the learning rate falls. */
 typedef enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE } lr_schedule;
 
-enum { N_OPTIONS = 65 }; /* rows of the table (option_table.c) */
+enum { N_OPTIONS = 66 }; /* rows of the table (option_table.c) */
 
 typedef struct options {
     const char *model_dir; /* base checkpoint */
@@ -89,6 +89,7 @@ typedef struct options {
     lr_schedule schedule;
     int64_t lr_warmup, lr_steps; /* steps */
     double lr_end;               /* share of lr */
+    double bias_rate;            /* of selection biases; 0: they stay */
     ratio_kind ratio;
     const char *eval_task; /* as task; NULL: nothing is evaluated */
     int64_t eval_every;
@@ -456,6 +457,11 @@ typedef struct step_metrics {
 
 /* One rollout batch: first forward, comparison, updates. Collective. */
 wb_status train_step(trainer *t, const batch *b, struct report *report, step_metrics *m);
+
+/* ---- bias_update.c --------------------------------------------------------------------------- */
+
+/* INVALID_ARGUMENT for --bias-rate with a model whose routers have no selection bias. */
+wb_status bias_check(const trainer *t);
 
 /* ---- rollout_weights.c ----------------------------------------------------------------------- */
 

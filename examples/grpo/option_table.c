@@ -119,6 +119,9 @@ const option_row option_rows[] = {
      "AdamW decoupled weight decay of matrices"},
     {"--grad-clip", UPDATES, NUMBER, KEPT, FIELD(grad_clip), 0, MANY, NULL, "X",
      "largest gradient norm; 0: no limit"},
+    {"--bias-rate", UPDATES, NUMBER, KEPT, FIELD(bias_rate), 0, 1, NULL, "X",
+     "how far an update moves the selection bias of an expert, up below the mean load and down above it, by "
+     "the routes that training followed; 0: biases stay"},
     {"--eval-task", EVALUATION, TEXT, KEPT, FIELD(eval_task), 0, 0, NULL, "TASK",
      "an evaluation set: each prompt of jsonl:FILE once, or 256 sums (arithmetic); rewarded as --task is"},
     {"--eval-every", EVALUATION, INTEGER, KEPT, FIELD(eval_every), 1, MANY, NULL, "N",

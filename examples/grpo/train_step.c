@@ -61,14 +61,16 @@ static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_
     const int32_t end = p->update_start[u + 1];
     for (int32_t m = p->update_start[u]; m < end; m++) {
         WB_TRY(policy_forward(t, p, m, count));
+        bias_count(t, p, &p->list[m]);
         micro_batch_loss(t, p, m, &loss, sums);
         trained_count(t, &p->list[m], p->trained);
         WB_TRY(m + 1 < end ? wb_train_backward(t->train, p->gradients)
                            : wb_train_backward_last(t->train, p->gradients));
         report_progress(r, t->step, "update", tokens_until(p, m + 1), tokens_until(p, p->n));
     }
-    return optimizer_step(&t->opt, t->o, learning_rate(t->o, t->step),
-                          u + 1 == t->o->updates ? t->follow : NULL, norm_out);
+    WB_TRY(optimizer_step(&t->opt, t->o, learning_rate(t->o, t->step),
+                          u + 1 == t->o->updates ? t->follow : NULL, norm_out));
+    return bias_update(t, p);
 }
 
 /* ---- metrics --------------------------------------------------------------------------------- */

@@ -36,6 +36,7 @@ typedef struct packed_batch {
     void *host_ids, *host_native;
     float *logprobs, *gradients;
     double *trained; /* [prompts * samples] how often each sample of the step was trained on */
+    double *loads;   /* [L][E] of the present update (bias_update.c); NULL without --bias-rate */
 } packed_batch;
 
 static inline const wb_record *record_of(const sample *s) {
@@ -84,6 +85,15 @@ void trained_count(const trainer *t, const micro_batch *mb, double *trained);
 /* MISMATCH names the first sample of the step that was not trained on once. `trained` becomes the sum over
  * all ranks. Collective. */
 wb_status trained_check(const trainer *t, double *trained);
+
+/* ---- bias_update.c --------------------------------------------------------------------------- */
+
+/* Zeros for the counts of an update; *loads_out: NULL without --bias-rate. */
+wb_status bias_open(const trainer *t, wb_owner *owner, double **loads_out);
+/* Counts the experts that the rows of a micro-batch, which was fed just now, were sent to. */
+void bias_count(const trainer *t, const packed_batch *p, const micro_batch *mb);
+/* Moves the biases by what all ranks have counted since the last call. Collective. */
+wb_status bias_update(const trainer *t, packed_batch *p);
 
 /* ---- expert_load.c --------------------------------------------------------------------------- */
 
