@@ -1,6 +1,6 @@
 /* metrics.c - the fidelity of a step: native choice against forced ids and the load that each of them makes,
- * log-probabilities of rollout against trainer. Owns: the sums behind the metrics and what counts once. Refuses: means of nothing (they
- * are 0). */
+ * log-probabilities of rollout against trainer. Owns: the sums behind the metrics and what counts once.
+ * Refuses: means of nothing (they are 0). */
 #include "replay_state.h"
 
 #include <inttypes.h>
