@@ -1,6 +1,6 @@
-/* bias_update.c - under --bias-rate the selection biases of the policy's routers follow the load of each update:
- * of the routes that its rows followed, which under replay are those of the rollout, not what the routers
- * would choose now (rule 39). Refuses: the rule (wb_model_update_selection_bias). */
+/* bias_update.c - under --bias-rate the selection biases of the routers of the policy follow the load of each
+ * update: of the routes that its rows followed, which under replay are those of the rollout, not what the
+ * routers would choose now (rule 39). Refuses: the rule (wb_model_update_selection_bias). */
 #include "train_step.h"
 #include "wb_memory.h"
 
