@@ -94,8 +94,9 @@ static bool is_list(const import_value *v) {
     return v->kind == IMPORT_LIST || v->kind == IMPORT_ARRAY;
 }
 
-/* OpenAI's `logprobs` is a map whose `content` or `token_logprobs` is the list; beside the latter `tokens` has
- * the names. A request that came with its answer has a `logprobs` too: whether, or how many, are wanted. */
+/* OpenAI's `logprobs` is a map whose `content` or `token_logprobs` is the list; beside the latter `tokens`
+ * has the names. A request that came with its answer has a `logprobs` too: whether, or how many, are
+ * wanted. */
 wb_status wb_import_find_logprobs(const import_request *request, import_logprobs *list_out) {
     static const char *const lists[] = {"output_token_logprobs",
                                         "rollout_log_probs",

@@ -22,8 +22,8 @@ wb_status wb_import_logprob(const import_logprobs *list, size_t at, size_t i, co
  * is longer is not looked at. */
 wb_status wb_import_check_pairs(const import_request *request, const uint32_t *tokens, size_t n);
 
-/* The list or array of them that the request has; numbers of kind NONE: there is none, or it is empty, as that
- * of an engine that was not asked for them. CORRUPT: the field is none. */
+/* The list or array of them that the request has; numbers of kind NONE: there is none, or it is empty, as
+ * that of an engine that was not asked for them. CORRUPT: the field is none. */
 wb_status wb_import_find_logprobs(const import_request *request, import_logprobs *list_out);
 
 /* Sets logprobs and sampling_logprobs of *record. CORRUPT: there are not as many as new tokens; the errors of
