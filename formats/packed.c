@@ -40,13 +40,14 @@ static uint8_t class_of(uint64_t count, uint64_t max) {
 }
 
 /* A layer's experts by ascending class and, within one, by id. The ranks after the last expert's are those of
- * expert 0, for symbols that no encoder makes. */
+ * expert 0, for symbols that no encoder makes; with E <= 128 those from 128 on repeat the first 128. */
 static void order_experts(const uint8_t *class, uint32_t E, uint8_t expert_at_out[EXPERTS]) {
     uint32_t begin[EXPERTS + 1] = {0};
     for (uint32_t e = 0; e < E; e++) begin[class[e] + 1]++;
     for (uint32_t c = 1; c <= EXPERTS; c++) begin[c] += begin[c - 1];
     memset(expert_at_out, 0, EXPERTS);
     for (uint32_t e = 0; e < E; e++) expert_at_out[begin[class[e]]++] = (uint8_t)e;
+    if (E <= EXPERTS / 2) memcpy(expert_at_out + EXPERTS / 2, expert_at_out, EXPERTS / 2);
 }
 
 /* Counts a layer's ids of one row; false when one is not below E or there twice. `seen` [EXPERTS] holds for
@@ -112,7 +113,7 @@ static wb_status encode(const wb_route_model *m, const uint8_t *ids, size_t rows
         for (uint32_t i = 0; i < m->num_experts; i++)
             e->rank_of[(size_t)l * EXPERTS + expert_at[i]] = (uint8_t)i;
     }
-    wb_packed_shape shape = {rows, m->n_moe_layers, m->top_k};
+    wb_packed_shape shape = {rows, m->n_moe_layers, m->top_k, m->num_experts};
     lanes_table()->encode(shape, e->rank_of, ids, valid, e->content + class_bytes(m));
     return wb_zstd_encode(e->content, class_bytes(m) + rows * wb_route_row_bytes(m), LEVEL, dst, capacity,
                           size_out);
@@ -152,7 +153,7 @@ wb_status wb_packed_decode(const wb_route_model *m, const uint8_t *src, size_t s
     memset(content + claimed, 0, WB_PACKED_BEYOND);
     for (uint32_t l = 0; l < m->n_moe_layers; l++)
         order_experts(content + (size_t)l * m->num_experts, m->num_experts, expert_at + (size_t)l * EXPERTS);
-    wb_packed_shape shape = {(claimed - classes) / row_bytes, m->n_moe_layers, m->top_k};
+    wb_packed_shape shape = {(claimed - classes) / row_bytes, m->n_moe_layers, m->top_k, m->num_experts};
     lanes_table()->decode(shape, expert_at, content + classes, dst);
     *size_out = claimed - classes;
     return WB_OK;

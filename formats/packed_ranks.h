@@ -22,7 +22,7 @@ enum {
 
 typedef struct wb_packed_shape {
     size_t rows;
-    uint32_t L, K;
+    uint32_t L, K, E;
 } wb_packed_shape;
 
 /* symbols_out [K][rows][L] of ids [rows][L][K]. rank_of: [L][256] an expert's rank. `valid`: bits of rows, or
@@ -32,7 +32,8 @@ typedef void wb_packed_encode_fn(wb_packed_shape shape, const uint8_t *rank_of, 
                                  const uint8_t *valid, uint8_t *symbols_out);
 
 /* The reverse: ids_out [rows][L][K]. expert_at: [L][256], defined for every rank: symbols that no encoder
- * makes give some of its experts. */
+ * makes give some of its experts. With E <= 128 the second half repeats the first: of a rank seven bits
+ * count. */
 typedef void wb_packed_decode_fn(wb_packed_shape shape, const uint8_t *expert_at, const uint8_t *symbols,
                                  uint8_t *ids_out);
 

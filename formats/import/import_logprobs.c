@@ -5,12 +5,52 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* What rounding leaves of a probability of one: engines compute it in bf16 or in f32. */
 static const float max_logprob = 1e-3f;
 
-wb_status wb_import_logprob(import_value value, size_t i, float *logprob_out) {
+/* A name that is a number differs from the token's. Any other is text, which needs a tokenizer. */
+static bool is_of_another(const import_value *name, uint32_t token) {
+    static const char mark[] = "token_id:";
+    char own[sizeof mark + 10];
+    snprintf(own, sizeof own, "%s%" PRIu32, mark, token);
+    return name->kind == IMPORT_TEXT && name->length >= sizeof mark - 1 &&
+           memcmp(name->text, mark, sizeof mark - 1) == 0 && !wb_import_is_text(name, own);
+}
+
+static wb_status check_name(const import_logprobs *list, size_t at, const import_value *value, size_t i,
+                            uint32_t token) {
+    import_value name = wb_import_get(value, "token");
+    if (name.kind == IMPORT_NONE && at < list->names.length) name = wb_import_at(&list->names, at);
+    if (!is_of_another(&name, token)) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "log-probabilities: new token %zu: expected that of token %" PRIu32 ", found of \"%.*s\"",
+                   i, token, name.length < 40 ? (int)name.length : 40, name.text);
+}
+
+/* vLLM in one process has a map for each token, of all whose log-probability was asked for. */
+static wb_status choose_own(import_value *value, size_t i, uint32_t token) {
+    char own[12];
+    snprintf(own, sizeof own, "%" PRIu32, token);
+    const import_value found = wb_import_get(value, own);
+    if (found.kind == IMPORT_NONE)
+        return wb_fail(
+            WB_INVALID_ARGUMENT,
+            "log-probabilities: new token %zu: expected \"logprob\" or \"%s\", its token, among the "
+            "keys of a map, found neither",
+            i, own);
+    *value = found;
+    return WB_OK;
+}
+
+wb_status wb_import_logprob(const import_logprobs *list, size_t at, size_t i, const uint32_t *token,
+                            float *logprob_out) {
+    import_value value = wb_import_number(&list->numbers, at);
+    if (token) WB_TRY(check_name(list, at, &value, i, *token));
+    if (token && value.kind == IMPORT_MAP && wb_import_get(&value, "logprob").kind == IMPORT_NONE)
+        WB_TRY(choose_own(&value, i, *token));
     if (value.kind == IMPORT_LIST && value.length > 0) value = wb_import_at(&value, 0);
     if (value.kind == IMPORT_MAP) value = wb_import_get(&value, "logprob");
     if (value.kind != IMPORT_REAL && value.kind != IMPORT_INTEGER)
@@ -50,13 +90,14 @@ wb_status wb_import_check_pairs(const import_request *request, const uint32_t *t
     return WB_OK;
 }
 
-/* A request that came beside its answer has a `logprobs` too: whether, or how many, are wanted. */
-static bool may_have_no_list(import_kind kind) {
-    return kind == IMPORT_NONE || kind == IMPORT_MAP || kind == IMPORT_BOOL || kind == IMPORT_INTEGER;
+static bool is_list(const import_value *v) {
+    return v->kind == IMPORT_LIST || v->kind == IMPORT_ARRAY;
 }
 
-/* OpenAI's `logprobs` is a map whose `content` or `token_logprobs` is the list. */
-wb_status wb_import_logprobs(const import_request *request, import_value *list_out) {
+/* OpenAI's `logprobs` is a map whose `content` or `token_logprobs` is the list; beside the latter `tokens`
+ * has the names. A request that came with its answer has a `logprobs` too: whether, or how many, are
+ * wanted. */
+wb_status wb_import_find_logprobs(const import_request *request, import_logprobs *list_out) {
     static const char *const lists[] = {"output_token_logprobs",
                                         "rollout_log_probs",
                                         "generation_log_probs",
@@ -68,16 +109,18 @@ wb_status wb_import_logprobs(const import_request *request, import_value *list_o
                                         "logprobs",
                                         NULL},
                              *const inner[] = {"content", "token_logprobs", "logprobs"};
-    import_value v = wb_import_field(request, IMPORT_WANT_ANY, lists, NULL), list = {0};
-    if (v.kind == IMPORT_LIST || v.kind == IMPORT_ARRAY) {
-        *list_out = v;
-        return WB_OK;
-    }
-    if (!may_have_no_list(v.kind))
+    const import_value v = wb_import_field(request, IMPORT_WANT_NO_SWITCH, lists, NULL);
+    import_logprobs list = {.numbers = v};
+    if (v.kind != IMPORT_NONE && v.kind != IMPORT_MAP && !is_list(&v))
         return wb_fail(WB_CORRUPT, "log-probabilities: expected a list, found %s",
                        wb_import_kind_name(v.kind));
-    for (size_t i = 0; i < 3 && list.kind != IMPORT_LIST; i++) list = wb_import_get(&v, inner[i]);
-    *list_out = list.kind == IMPORT_LIST ? list : (import_value){0};
+    for (size_t i = 0; v.kind == IMPORT_MAP && i < 3 && list.numbers.kind != IMPORT_LIST; i++) {
+        list.numbers = wb_import_get(&v, inner[i]);
+        list.names = wb_import_get(&v, "tokens");
+    }
+    if (!is_list(&list.numbers) || list.numbers.length == 0) list.numbers = (import_value){0};
+    if (list.names.kind != IMPORT_LIST) list.names = (import_value){0};
+    *list_out = list;
     return WB_OK;
 }
 
@@ -108,31 +151,31 @@ static wb_status wrong_number(size_t expected, size_t found) {
                    found);
 }
 
-static wb_status read_list(const import_value *list, const import_tokens *t, wb_owner *owner,
+static wb_status read_list(const import_logprobs *list, const import_tokens *t, wb_owner *owner,
                            const float **logprobs_out) {
     const uint32_t n = t->n - t->prompt_len;
     float *logprobs = NULL;
     new_part part;
-    if (!find_part(t, list->length, &part)) return wrong_number(n, list->length);
+    if (!find_part(t, list->numbers.length, &part)) return wrong_number(n, list->numbers.length);
     WB_TRY(WB_OWN(owner, logprobs, n, "log-probabilities"));
     for (uint32_t i = 0; i < n; i++) {
         const size_t at = part.padded ? t->places[t->prompt_len + i] - part.first : part.first + i;
-        WB_TRY(wb_import_logprob(wb_import_number(list, at), i, &logprobs[i]));
+        WB_TRY(wb_import_logprob(list, at, i, &t->tokens[t->prompt_len + i], &logprobs[i]));
     }
     *logprobs_out = logprobs;
     return WB_OK;
 }
 
 /* What came in parts of a stream, and the last part. */
-static wb_status read_parts(const import_parts *parts, const import_value *list, uint32_t n, wb_owner *owner,
-                            const float **logprobs_out) {
+static wb_status read_parts(const import_parts *parts, const import_logprobs *list, const import_tokens *t,
+                            wb_owner *owner, const float **logprobs_out) {
+    const size_t n = t->n - t->prompt_len, before = parts->n_logprobs;
     float *logprobs = NULL;
-    if (parts->n_logprobs + list->length != n) return wrong_number(n, parts->n_logprobs + list->length);
+    if (before + list->numbers.length != n) return wrong_number(n, before + list->numbers.length);
     WB_TRY(WB_OWN(owner, logprobs, n, "log-probabilities"));
-    memcpy(logprobs, parts->logprobs, parts->n_logprobs * sizeof *logprobs);
-    for (size_t i = 0; i < list->length; i++)
-        WB_TRY(wb_import_logprob(wb_import_number(list, i), parts->n_logprobs + i,
-                                 &logprobs[parts->n_logprobs + i]));
+    memcpy(logprobs, parts->logprobs, before * sizeof *logprobs);
+    for (size_t i = before; i < n; i++)
+        WB_TRY(wb_import_logprob(list, i - before, i, &t->tokens[t->prompt_len + i], &logprobs[i]));
     *logprobs_out = logprobs;
     return WB_OK;
 }
@@ -140,18 +183,18 @@ static wb_status read_parts(const import_parts *parts, const import_value *list,
 wb_status wb_import_read_logprobs(const import_request *request, const import_tokens *tokens, wb_owner *owner,
                                   wb_record *record) {
     static const char *const sampling[] = {"sampling_logprobs", NULL};
-    const import_value sampled = wb_import_field(request, IMPORT_WANT_ANY, sampling, NULL);
-    import_value list = {0};
+    const import_logprobs sampled = {.numbers = wb_import_field(request, IMPORT_WANT_ANY, sampling, NULL)};
+    import_logprobs list = {0};
     const import_parts *parts = request->parts;
-    const uint32_t n = tokens->n - tokens->prompt_len;
-    WB_TRY(wb_import_logprobs(request, &list));
-    if (sampled.kind != IMPORT_NONE && sampled.kind != IMPORT_LIST && sampled.kind != IMPORT_ARRAY)
+    WB_TRY(wb_import_find_logprobs(request, &list));
+    if (sampled.numbers.kind != IMPORT_NONE && !is_list(&sampled.numbers))
         return wb_fail(WB_CORRUPT, "sampling_logprobs: expected a list, found %s",
-                       wb_import_kind_name(sampled.kind));
-    if (parts && parts->n_logprobs > 0 && list.length != n)
-        WB_TRY(read_parts(parts, &list, n, owner, &record->logprobs));
-    else if (list.kind != IMPORT_NONE)
+                       wb_import_kind_name(sampled.numbers.kind));
+    if (parts && parts->n_logprobs > 0 && list.numbers.length != tokens->n - tokens->prompt_len)
+        WB_TRY(read_parts(parts, &list, tokens, owner, &record->logprobs));
+    else if (list.numbers.kind != IMPORT_NONE)
         WB_TRY(read_list(&list, tokens, owner, &record->logprobs));
-    if (sampled.kind != IMPORT_NONE) WB_TRY(read_list(&sampled, tokens, owner, &record->sampling_logprobs));
+    if (sampled.numbers.kind != IMPORT_NONE)
+        WB_TRY(read_list(&sampled, tokens, owner, &record->sampling_logprobs));
     return wb_import_check_pairs(request, tokens->tokens, tokens->n);
 }

@@ -106,42 +106,39 @@ static wb_status read_type(const import_value *name, shaped *s) {
                    name->length < 40 ? (int)name->length : 40, name->text);
 }
 
-/* Text of a known number of elements: base64 or base85, whichever has the length. What has no type is int32
- * in base85 and uint8 in base64, as prime-rl wrote it before and after it named types. */
-static wb_status decode_shaped(shaped *s, import_type raw, wb_owner *owner, const uint8_t **bytes_out,
-                               size_t *size_out) {
+/* Whether so many bytes are the elements of the shape. Elements without a type are as wide as the bytes make
+ * them. */
+static bool has_size(shaped *s, size_t size) {
+    static const import_type types[] = {{'u', 1, false}, {'i', 2, false}, {'i', 4, false}, {'i', 8, false}};
+    if (s->type.kind) return size == s->count * s->type.bytes;
+    for (size_t i = 0; i < sizeof types / sizeof types[0] && !s->type.kind; i++)
+        if (size == s->count * types[i].bytes) s->type = types[i];
+    return s->type.kind != 0;
+}
+
+/* Base64 or base85, whichever has the length. No text has it in both for two widths: these differ by a factor
+ * of two, its bytes by less. */
+static wb_status decode_shaped(shaped *s, wb_owner *owner, const uint8_t **bytes_out, size_t *size_out) {
     const import_value *text = &s->data;
     const size_t in64 = wb_import_base64_bytes(text->text, text->length),
                  in85 = wb_import_base85_bytes(text->length);
-    const import_type byte = {'u', 1, false}, word = {'i', 4, false}, given = s->type.kind ? s->type : raw;
-    const import_type tries[][2] = {{s->type, s->type}, {byte, word}, {given, given}};
-    for (size_t i = s->type.kind ? 0 : 1; i < (s->type.kind ? 1u : 3u); i++) {
-        const import_type as64 = tries[i][0], as85 = tries[i][1];
-        s->type = as85;
-        if (in85 == s->count * as85.bytes && in85 != in64)
-            return wb_import_base85(text->text, text->length, owner, bytes_out, size_out);
-        s->type = as64;
-        if (in64 == s->count * as64.bytes)
-            return wb_import_base64(text->text, text->length, owner, bytes_out, size_out);
-    }
+    if (has_size(s, in64)) return wb_import_base64(text->text, text->length, owner, bytes_out, size_out);
+    if (has_size(s, in85)) return wb_import_base85(text->text, text->length, owner, bytes_out, size_out);
     return wb_fail(
         WB_CORRUPT,
         "expected text of %zu elements, found %zu characters, which are neither base64 nor base85 of as many",
         s->count, text->length);
 }
 
-static wb_status of_shaped(shaped *s, import_type raw, wb_owner *owner, import_array *out) {
+static wb_status of_shaped(shaped *s, wb_owner *owner, import_array *out) {
     const uint8_t *bytes = (const uint8_t *)s->data.text;
     size_t size = s->data.length;
-    if (s->data.kind == IMPORT_TEXT) {
-        WB_TRY(decode_shaped(s, raw, owner, &bytes, &size));
-    } else if (s->data.kind != IMPORT_BYTES) {
+    if (s->data.kind != IMPORT_TEXT && s->data.kind != IMPORT_BYTES)
         return wb_fail(WB_CORRUPT, "data: expected text or bytes, found %s",
                        wb_import_kind_name(s->data.kind));
-    } else if (s->type.kind == 0) {
-        s->type = size == s->count ? (import_type){'u', 1, false} : raw;
-    }
-    if (s->type.kind == 0) return wb_fail(WB_CORRUPT, "expected a dtype beside data and shape, found none");
+    if (s->data.kind == IMPORT_TEXT) WB_TRY(decode_shaped(s, owner, &bytes, &size));
+    if (!has_size(s, size) && !s->type.kind)
+        return wb_fail(WB_CORRUPT, "expected %zu elements of 8 to 64 bits, found %zu bytes", s->count, size);
     return wb_import_raw(bytes, size, s->type, s->n_dims, s->shape, out);
 }
 
@@ -225,7 +222,7 @@ static wb_status open_shaped(const import_value *v, import_type raw, wb_owner *o
     }
     WB_TRY(read_shape(&shape, &s));
     WB_TRY(read_type(&type, &s));
-    return of_shaped(&s, raw, owner, &p->array);
+    return of_shaped(&s, owner, &p->array);
 }
 
 wb_status wb_import_open_payload(const import_value *value, import_type raw, wb_owner *owner,

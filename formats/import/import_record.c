@@ -99,7 +99,7 @@ wb_finish wb_import_finish(const import_request *r) {
                  {"length", WB_FINISH_LENGTH},   {"truncated", WB_FINISH_LENGTH},
                  {"abort", WB_FINISH_ABORT},     {"aborted", WB_FINISH_ABORT},
                  {"cancelled", WB_FINISH_ABORT}, {"failed", WB_FINISH_ABORT}};
-    import_value reason = wb_import_field(r, IMPORT_WANT_ANY, wb_import_finish_names, NULL);
+    import_value reason = wb_import_field(r, IMPORT_WANT_NO_SWITCH, wb_import_finish_names, NULL);
     if (reason.kind == IMPORT_MAP)
         reason = wb_import_get(&reason, "type"); /* SGLang: {"type": "stop", "matched": 7} */
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)

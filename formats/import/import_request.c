@@ -23,6 +23,8 @@ static bool is_wanted(const import_value *v, import_want want) {
         return v->kind == IMPORT_TEXT;
     case IMPORT_WANT_LIST:
         return v->kind == IMPORT_LIST || v->kind == IMPORT_ARRAY;
+    case IMPORT_WANT_NO_SWITCH:
+        return v->kind != IMPORT_NONE && v->kind != IMPORT_BOOL && v->kind != IMPORT_INTEGER;
     default:
         return v->kind != IMPORT_NONE;
     }

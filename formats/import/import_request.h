@@ -14,7 +14,8 @@ typedef enum import_want {
     IMPORT_WANT_NUMBERS, /* a list that is empty or begins with a number, or an array of one dimension */
     IMPORT_WANT_INTEGER,
     IMPORT_WANT_TEXT,
-    IMPORT_WANT_LIST
+    IMPORT_WANT_LIST,
+    IMPORT_WANT_NO_SWITCH /* anything but true, false and an integer: what was asked for, or a code */
 } import_want;
 
 typedef struct import_request {

@@ -39,7 +39,8 @@ bool wb_import_is_part(const import_request *r, bool of_events) {
     if (of_events || ends_with(&object, ".chunk")) return true;
     const bool may_go_on =
         r->choice.kind == IMPORT_MAP || wb_import_field(r, IMPORT_WANT_ANY, metas, NULL).kind == IMPORT_MAP;
-    return may_go_on && wb_import_field(r, IMPORT_WANT_ANY, wb_import_finish_names, NULL).kind == IMPORT_NONE;
+    if (!may_go_on) return false;
+    return wb_import_field(r, IMPORT_WANT_NO_SWITCH, wb_import_finish_names, NULL).kind == IMPORT_NONE;
 }
 
 /* ---- adding --------------------------------------------------------------------------------------- */
@@ -62,21 +63,24 @@ static wb_status append_u32(const import_value *list, const char *what, uint32_t
     return status;
 }
 
-static wb_status append_logprobs(const import_value *list, import_parts *p) {
-    WB_TRY(WB_GROW(p->logprobs, p->n_logprobs + list->length, &p->logprobs_room, "log-probabilities"));
-    for (size_t i = 0; i < list->length; i++, p->n_logprobs++)
-        WB_TRY(wb_import_logprob(wb_import_number(list, i), p->n_logprobs, &p->logprobs[p->n_logprobs]));
+static wb_status append_logprobs(const import_logprobs *list, import_parts *p) {
+    const size_t n = list->numbers.length;
+    WB_TRY(WB_GROW(p->logprobs, p->n_logprobs + n, &p->logprobs_room, "log-probabilities"));
+    for (size_t i = 0; i < n; i++, p->n_logprobs++)
+        WB_TRY(wb_import_logprob(list, i, p->n_logprobs,
+                                 p->n_logprobs < p->n_ids ? &p->ids[p->n_logprobs] : NULL,
+                                 &p->logprobs[p->n_logprobs]));
     return WB_OK;
 }
 
 /* Where the part says how many new tokens there are so far and has as many, it has all of them. */
 static wb_status add_new(const import_request *r, import_parts *p) {
     const import_value ids = wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL);
-    import_value logprobs = {0};
-    WB_TRY(wb_import_logprobs(r, &logprobs));
+    import_logprobs logprobs = {0};
+    WB_TRY(wb_import_find_logprobs(r, &logprobs));
     if (wb_import_has_all_so_far(r, ids.length)) p->n_ids = p->n_logprobs = 0;
     if (ids.kind != IMPORT_NONE) WB_TRY(append_u32(&ids, "new tokens", &p->ids, &p->n_ids, &p->ids_room));
-    if (logprobs.kind != IMPORT_NONE) WB_TRY(append_logprobs(&logprobs, p));
+    if (logprobs.numbers.kind != IMPORT_NONE) WB_TRY(append_logprobs(&logprobs, p));
     return wb_import_check_pairs(r, p->ids, p->n_ids);
 }
 

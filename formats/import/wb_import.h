@@ -38,8 +38,9 @@ extern "C" {
  * verl: `routed_experts` [prompt_pad + response_pad, ..] beside `attention_mask`, which says which tokens
  *     are no padding; a row of zeros is missing where K > 1.
  * trtllm: `routed_experts`, int16 of the MoE layers; a row of -1 is missing.
- * prime-rl: `routed_experts` {data, shape} in base85 of int32 or base64 of the type that dtype names (default
- *     uint8), or [data, shape, dtype] in msgpack; a last row of zeros, of a token never fed, is left out.
+ * prime-rl: `routed_experts` {data, shape, dtype} in base85 or base64, or [data, shape, dtype] in msgpack;
+ *     without a dtype elements are as wide as the bytes make them. A last row of zeros, of a token never fed,
+ *     is left out.
  * megatron: `moe_topk_indices` of the whole text, and `prompt_moe_topk_indices`, a copy of its beginning.
  * dynamo: `routed_experts` {data, shape, dtype, start} in base64, or as sglang. */
 #define WB_IMPORT_LIST(X)   \

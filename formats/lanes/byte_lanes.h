@@ -1,5 +1,6 @@
 /* byte_lanes.h - as many unsigned bytes side by side as a vector of the machine has (internal). Owns: the
- * type `lanes`, LANES and the operations on them. Refuses: results that depend on the width. */
+ * type `lanes`, LANES, the type `lanes_mask` of a yes or no for each byte, and the operations on them.
+ * Refuses: results that depend on the width. */
 #ifndef WB_BYTE_LANES_H
 #define WB_BYTE_LANES_H
 
@@ -12,6 +13,7 @@
 #include <immintrin.h>
 enum { LANES = 64 };
 typedef __m512i lanes;
+typedef __mmask64 lanes_mask;
 
 LANES_INLINE lanes lanes_set(unsigned x) {
     return _mm512_set1_epi8((char)x);
@@ -31,19 +33,31 @@ LANES_INLINE lanes lanes_min(lanes x, lanes y) {
 LANES_INLINE lanes lanes_max(lanes x, lanes y) {
     return _mm512_max_epu8(x, y);
 }
-/* n + 1 where x >= y, else n */
-LANES_INLINE lanes lanes_count(lanes n, lanes x, lanes y) {
-    return _mm512_mask_add_epi8(n, _mm512_cmpge_epu8_mask(x, y), n, _mm512_set1_epi8(1));
+/* x >= y */
+LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
+    return _mm512_cmpge_epu8_mask(x, y);
 }
-/* z where x == y, else n */
-LANES_INLINE lanes lanes_choose(lanes n, lanes x, lanes y, lanes z) {
-    return _mm512_mask_mov_epi8(n, _mm512_cmpeq_epi8_mask(x, y), z);
+/* x == y */
+LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
+    return _mm512_cmpeq_epi8_mask(x, y);
+}
+/* x has the bit, a power of two. */
+LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
+    return _mm512_test_epi8_mask(x, lanes_set(bit));
+}
+/* `yes` where m, else `no` */
+LANES_INLINE lanes lanes_pick(lanes_mask m, lanes no, lanes yes) {
+    return _mm512_mask_blend_epi8(m, no, yes);
+}
+/* n + by where m, else n */
+LANES_INLINE lanes lanes_add(lanes_mask m, lanes n, unsigned by) {
+    return _mm512_mask_add_epi8(n, m, n, lanes_set(by));
 }
 
 #elif defined(__AVX2__)
 #include <immintrin.h>
 enum { LANES = 32 };
-typedef __m256i lanes;
+typedef __m256i lanes, lanes_mask;
 
 LANES_INLINE lanes lanes_set(unsigned x) {
     return _mm256_set1_epi8((char)x);
@@ -63,16 +77,26 @@ LANES_INLINE lanes lanes_min(lanes x, lanes y) {
 LANES_INLINE lanes lanes_max(lanes x, lanes y) {
     return _mm256_max_epu8(x, y);
 }
-LANES_INLINE lanes lanes_count(lanes n, lanes x, lanes y) {
-    return _mm256_sub_epi8(n, _mm256_cmpeq_epi8(_mm256_max_epu8(x, y), x));
+LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
+    return _mm256_cmpeq_epi8(_mm256_max_epu8(x, y), x);
 }
-LANES_INLINE lanes lanes_choose(lanes n, lanes x, lanes y, lanes z) {
-    return _mm256_blendv_epi8(n, z, _mm256_cmpeq_epi8(x, y));
+LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
+    return _mm256_cmpeq_epi8(x, y);
+}
+LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
+    return lanes_same(_mm256_and_si256(x, lanes_set(bit)), lanes_set(bit));
+}
+LANES_INLINE lanes lanes_pick(lanes_mask m, lanes no, lanes yes) {
+    return _mm256_blendv_epi8(no, yes, m);
+}
+LANES_INLINE lanes lanes_add(lanes_mask m, lanes n, unsigned by) {
+    return by == 1 ? _mm256_sub_epi8(n, m) : _mm256_add_epi8(n, _mm256_and_si256(m, lanes_set(by)));
 }
 
 #else
 enum { LANES = 16 };
 typedef uint8_t lanes __attribute__((vector_size(16)));
+typedef lanes lanes_mask;
 
 LANES_INLINE lanes lanes_set(unsigned x) {
     return (lanes){0} + (uint8_t)x;
@@ -96,12 +120,20 @@ LANES_INLINE lanes lanes_max(lanes x, lanes y) {
     lanes less = (lanes)(x < y);
     return (y & less) | (x & ~less);
 }
-LANES_INLINE lanes lanes_count(lanes n, lanes x, lanes y) {
-    return n - (lanes)(x >= y);
+LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
+    return (lanes_mask)(x >= y);
 }
-LANES_INLINE lanes lanes_choose(lanes n, lanes x, lanes y, lanes z) {
-    lanes same = (lanes)(x == y);
-    return (z & same) | (n & ~same);
+LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
+    return (lanes_mask)(x == y);
+}
+LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
+    return lanes_same(x & lanes_set(bit), lanes_set(bit));
+}
+LANES_INLINE lanes lanes_pick(lanes_mask m, lanes no, lanes yes) {
+    return (yes & m) | (no & ~m);
+}
+LANES_INLINE lanes lanes_add(lanes_mask m, lanes n, unsigned by) {
+    return by == 1 ? n - m : n + (m & lanes_set(by));
 }
 #endif
 

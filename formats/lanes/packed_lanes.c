@@ -1,29 +1,37 @@
 /* packed_lanes.c - see packed_ranks.h. Each lane is an MoE layer: a row depends on the row before it, layers
  * do not depend on each other. Compiled once for each instruction set; the same bytes from all. */
-#include "lanes/byte_lanes.h"
-#include "packed_ranks.h"
+#include "lanes/rank_lookup.h"
 #include "wb_isa.h"
 
 #include <string.h>
 
-/* The row before, of up to LANES layers. */
-typedef struct row_before {
-    lanes ranks[WB_PACKED_CHOICES];  /* in the order of choices */
-    lanes sorted[WB_PACKED_CHOICES]; /* ascending, for decoding alone */
-} row_before;
-
-LANES_INLINE void row_before_begin(row_before *before, uint32_t K) {
-    for (uint32_t k = 0; k < K; k++) before->ranks[k] = before->sorted[k] = lanes_set(k);
+/* n + 1 where x >= y, else n */
+LANES_INLINE lanes lanes_count(lanes n, lanes x, lanes y) {
+    return lanes_add(lanes_at_least(x, y), n, 1);
 }
 
 /* ---- decoding ----------------------------------------------------------------------------------- */
 
-LANES_INLINE void sort_ranks(row_before *before, uint32_t K) {
-    lanes *s = before->sorted;
-#pragma GCC unroll 8
+/* The row before, of up to LANES layers. Both arrays are filled up behind the K, to a power of two. */
+typedef struct row_before {
+    lanes ranks[WB_PACKED_CHOICES]; /* in the order of choices */
+    /* How many ranks that the row lacks lie below its k-th smallest: that rank less k. Then 255. */
+    lanes below[WB_PACKED_CHOICES];
+} row_before;
+
+LANES_INLINE void row_before_begin(row_before *before, uint32_t K) {
+    for (uint32_t k = 0; k < WB_PACKED_CHOICES; k++) {
+        before->ranks[k] = lanes_set(k);
+        before->below[k] = lanes_set(k < K ? 0 : 255);
+    }
+}
+
+LANES_INLINE void count_below(row_before *before, uint32_t K) {
+    lanes *s = before->below;
+#pragma GCC unroll 10
     for (uint32_t k = 0; k < K; k++) {
         lanes x = before->ranks[k];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (uint32_t j = 0; j < k; j++) {
             lanes low = lanes_min(s[j], x);
             x = lanes_max(s[j], x);
@@ -31,29 +39,66 @@ LANES_INLINE void sort_ranks(row_before *before, uint32_t K) {
         }
         s[k] = x;
     }
+#pragma GCC unroll 10
+    for (uint32_t k = 0; k < K; k++) s[k] = lanes_sub(s[k], lanes_set(k));
+}
+
+/* The least b with K <= 2^b. */
+LANES_INLINE uint32_t bits_of(uint32_t K) {
+    return K <= 1 ? 0 : K <= 2 ? 1 : K <= 4 ? 2 : K <= 8 ? 3 : 4;
+}
+
+/* Number `place` of the 2^bits, for places beyond them that of the low bits: a tournament, a bit a round. */
+LANES_INLINE lanes choose_rank(const lanes *ranks, uint32_t bits, lanes place) {
+    lanes left[WB_PACKED_CHOICES];
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < WB_PACKED_CHOICES; i++) left[i] = ranks[i];
+#pragma GCC unroll 4
+    for (uint32_t b = 0; b < bits; b++) {
+        const lanes_mask odd = lanes_has(place, 1u << b);
+#pragma GCC unroll 10
+        for (uint32_t i = 0; i < 1u << (bits - b - 1); i++)
+            left[i] = lanes_pick(odd, left[2 * i], left[2 * i + 1]);
+    }
+    return left[0];
+}
+
+/* Rank number `nth` of those that the row before lacks: it steps over as many as are in the row and have at
+ * most `nth` of the lacking ones below them. How many these are, bisection of the 2^bits numbers finds. */
+LANES_INLINE lanes nth_lacking(const lanes *below, uint32_t bits, lanes nth) {
+    const uint32_t n = 1u << bits;
+    lanes rank = lanes_count(nth, nth, below[n - 1]), left[WB_PACKED_CHOICES];
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < WB_PACKED_CHOICES; i++) left[i] = below[i];
+#pragma GCC unroll 4
+    for (uint32_t b = bits; b > 0; b--) {
+        const uint32_t half = 1u << (b - 1);
+        const lanes_mask upper = lanes_at_least(nth, left[half - 1]);
+        rank = lanes_add(upper, rank, half);
+#pragma GCC unroll 10
+        for (uint32_t i = 0; i + 1 < half; i++) left[i] = lanes_pick(upper, left[i], left[i + half]);
+    }
+    return rank;
 }
 
 /* The ranks of the next row, of symbols that lie `plane` bytes apart from choice to choice. A place in the
  * list without the first j choices becomes one in the list without the first j - 1 by stepping over choice
- * j; a rank among those that the row before lacks becomes a rank by stepping over its ranks, ascending. */
+ * j; the first K places are the row before, the others the ranks that it lacks. */
 LANES_INLINE void decode_row(const uint8_t *symbols, size_t plane, uint32_t K, row_before *before) {
     lanes symbol[WB_PACKED_CHOICES], ranks[WB_PACKED_CHOICES];
-#pragma GCC unroll 8
+    const uint32_t bits = bits_of(K);
+#pragma GCC unroll 10
     for (uint32_t k = 0; k < K; k++) {
         symbol[k] = lanes_load(symbols + k * plane);
         lanes place = symbol[k];
-#pragma GCC unroll 8
+#pragma GCC unroll 10
         for (uint32_t j = k; j > 0; j--) place = lanes_count(place, place, symbol[j - 1]);
-        lanes rank = lanes_sub(place, lanes_set(K));
-#pragma GCC unroll 8
-        for (uint32_t j = 0; j < K; j++) rank = lanes_count(rank, rank, before->sorted[j]);
-#pragma GCC unroll 8
-        for (uint32_t j = 0; j < K; j++) rank = lanes_choose(rank, place, lanes_set(j), before->ranks[j]);
-        ranks[k] = rank;
+        ranks[k] = lanes_pick(lanes_at_least(place, lanes_set(K)), choose_rank(before->ranks, bits, place),
+                              nth_lacking(before->below, bits, lanes_sub(place, lanes_set(K))));
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 10
     for (uint32_t k = 0; k < K; k++) before->ranks[k] = ranks[k];
-    sort_ranks(before, K);
+    count_below(before, K);
 }
 
 /* Layers [first, first + n) of all rows, n <= LANES. */
@@ -61,16 +106,16 @@ LANES_INLINE void decode_layers(wb_packed_shape shape, uint32_t K, const uint8_t
                                 const uint8_t *symbols, uint32_t first, uint32_t n, uint8_t *ids) {
     const size_t plane = shape.rows * shape.L;
     row_before before;
-    uint8_t ranks[WB_PACKED_CHOICES][LANES];
+    rank_rows ranks = {{{0}}};
+    lookup to = {shape, expert_at + (size_t)first * WB_PACKED_EXPERTS, ids + (size_t)first * K, 0, n};
     row_before_begin(&before, K);
     for (size_t r = 0; r < shape.rows; r++) {
         decode_row(symbols + r * shape.L + first, plane, K, &before);
-        for (uint32_t k = 0; k < K; k++) lanes_store(ranks[k], before.ranks[k]);
-        uint8_t *id = ids + (r * shape.L + first) * K;
-        const uint8_t *expert = expert_at + (size_t)first * WB_PACKED_EXPERTS;
-        for (uint32_t l = 0; l < n; l++, id += K, expert += WB_PACKED_EXPERTS)
-#pragma GCC unroll 8
-            for (uint32_t k = 0; k < K; k++) id[k] = expert[ranks[k][l]];
+        for (uint32_t k = 0; k < K; k++) lanes_store(ranks[to.rows][k], before.ranks[k]);
+        if (++to.rows < LOOKUP_ROWS && r + 1 < shape.rows) continue;
+        look_up(&to, K, (const uint8_t(*)[WB_PACKED_CHOICES][LANES])ranks);
+        to.ids += to.rows * shape.L * K;
+        to.rows = 0;
     }
 }
 
@@ -84,14 +129,34 @@ LANES_INLINE void decode_all(wb_packed_shape shape, uint32_t K, const uint8_t *e
 
 static void decode(wb_packed_shape shape, const uint8_t *expert_at, const uint8_t *symbols,
                    uint8_t *ids_out) {
-    /* A constant K lets the compiler keep a row in registers. */
-    if (shape.K == 8)
+    /* A constant K lets the compiler keep a row in registers; these are those of models that there are. */
+    switch (shape.K) {
+    case 2:
+        decode_all(shape, 2, expert_at, symbols, ids_out);
+        break;
+    case 4:
+        decode_all(shape, 4, expert_at, symbols, ids_out);
+        break;
+    case 6:
+        decode_all(shape, 6, expert_at, symbols, ids_out);
+        break;
+    case 8:
         decode_all(shape, 8, expert_at, symbols, ids_out);
-    else
+        break;
+    case 10:
+        decode_all(shape, 10, expert_at, symbols, ids_out);
+        break;
+    default:
         decode_all(shape, shape.K, expert_at, symbols, ids_out);
+    }
 }
 
 /* ---- encoding ----------------------------------------------------------------------------------- */
+
+/* z where x == y, else n */
+LANES_INLINE lanes lanes_choose(lanes n, lanes x, lanes y, lanes z) {
+    return lanes_pick(lanes_same(x, y), n, z);
+}
 
 /* The symbols of a row of `ranks`, which becomes the row before. */
 LANES_INLINE void encode_row(const uint8_t (*ranks)[LANES], uint32_t K, row_before *before,

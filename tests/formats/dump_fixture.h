@@ -31,7 +31,7 @@ static inline uint32_t fixture_below(fixture_rng *rng, uint32_t n) {
 /* A model of L MoE layers after one dense layer. */
 typedef struct fixture_model {
     wb_route_model model;
-    uint32_t layers[64];
+    uint32_t layers[160];
 } fixture_model;
 
 static inline void fixture_model_init(fixture_model *f, uint32_t L, uint32_t E, uint32_t K) {

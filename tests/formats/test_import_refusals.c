@@ -118,6 +118,34 @@ static void test_logprobs_name_their_tokens(void **unused) {
             WB_INVALID_ARGUMENT, "request s-1: output_token_logprobs[0]: expected that of the new token 8");
 }
 
+/* Names that are text need a tokenizer, and are not looked at; a list of them may be too short. */
+static void test_names_of_tokens_are_compared(void **unused) {
+    (void)unused;
+    static const char *const good[] = {
+        ANSWER(",\"logprobs\":{\"token_logprobs\":[-1,-2],\"tokens\":[\"token_id:8\",\"token_id:9\"]}"),
+        ANSWER(",\"logprobs\":{\"token_logprobs\":[-1,-2],\"tokens\":[\"token\",\"token_id\"]}"),
+        ANSWER(",\"logprobs\":{\"token_logprobs\":[-1,-2],\"tokens\":[\"token_id:8\"]}"),
+        ANSWER(",\"logprobs\":{\"token_logprobs\":[-1,-2],\"tokens\":8}"),
+        ANSWER(",\"logprobs\":[{\"8\":-1,\"9\":-7},{\"9\":{\"logprob\":-2}}]"),
+        ANSWER(",\"logprobs\":true,\"meta_info\":{\"output_token_logprobs\":[[-1,8],[-2,9]]}")};
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        const wb_record r = taken(good[i]);
+        assert_true(r.logprobs && r.logprobs[0] == -1 && r.logprobs[1] == -2);
+    }
+    assert_null(taken(ANSWER(",\"logprobs\":[]")).logprobs);
+    refused(ANSWER(",\"logprobs\":{\"token_logprobs\":[-1,-2],\"tokens\":[\"token_id:8\",\"token_id:90\"]}"),
+            WB_INVALID_ARGUMENT, "new token 1: expected that of token 9, found of \"token_id:90\"");
+    refused(ANSWER(",\"logprobs\":{\"content\":[{\"token\":\"token_id:\",\"logprob\":-1},{\"logprob\":-2}]}"),
+            WB_INVALID_ARGUMENT, "new token 0: expected that of token 8, found of \"token_id:\"");
+    refused(ANSWER(",\"logprobs\":[{\"8\":-1},{\"8\":-2}]"), WB_INVALID_ARGUMENT,
+            "new token 1: expected \"logprob\" or \"9\", its token, among the keys of a map, found neither");
+    refused(
+        "data: "
+        "{\"id\":\"s-1\",\"prompt_token_ids\":[5,6],\"choices\":[{\"index\":0,\"token_ids\":[8],\"logprobs\":"
+        "{\"content\":[{\"token\":\"token_id:7\",\"logprob\":-1}]}}]}\n",
+        WB_INVALID_ARGUMENT, "request s-1: log-probabilities: new token 0: expected that of token 8");
+}
+
 static void test_fields_of_another_kind(void **unused) {
     (void)unused;
     refused(ANSWER(",\"logprobs\":\"abc\""), WB_CORRUPT, "log-probabilities: expected a list, found text");
@@ -239,6 +267,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logprobs_that_cannot_be),
         cmocka_unit_test(test_logprobs_name_their_tokens),
+        cmocka_unit_test(test_names_of_tokens_are_compared),
         cmocka_unit_test(test_fields_of_another_kind),
         cmocka_unit_test(test_positions_and_types_of_another_kind),
         cmocka_unit_test(test_versions),

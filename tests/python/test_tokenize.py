@@ -217,7 +217,12 @@ class Tokenize(unittest.TestCase):
         for number in (signal.SIGINT, signal.SIGTERM):
             out = os.path.join(self.scratch.name, f"stopped{number}.jsonl")
             with subprocess.Popen(
-                [*words, "-", "-o", out], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [*words, "-", "-o", out],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                # A shell has its jobs in the background ignore SIGINT, and what they start inherits that.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             ) as child:
                 temp = f"{out}.{child.pid}.tmp"
                 while not os.path.exists(temp):

@@ -185,6 +185,10 @@ def make_sglang():
     good("sglang", "aborted", lines(sglang(A), aborted), expected(A, f"sg-{A}", finish="stop"),
          expected(B, f"sg-{B}", finish="abort", routes=False))
 
+    # A status of HTTP beside it does not say how the request ended, nor the number asked for what was answered.
+    asked = dict(aborted, status=200), dict(sglang(A, output_token_logprobs=logprobs), status=200, logprobs=True)
+    good("sglang", "status_beside", lines(*asked), expected(B, f"sg-{B}", finish="abort", routes=False),
+         expected(A, f"sg-{A}", finish="stop", logprobs=True))
     bad("sglang", "zeros", lines(sglang(A, rows(A) * 0)), "INVALID_ARGUMENT", f"request sg-{A}: every id of all 6 rows is zero")
     one = rows(A)
     one[:, 2, :] = 0
@@ -258,6 +262,16 @@ def make_vllm():
     chat = {"content": [{"token": "x", "logprob": p, "bytes": [1], "top_logprobs": []} for p in t["logprobs"]]}
     good("vllm", "chat", lines(vllm(choice(A, logprobs=chat, message={"role": "assistant", "content": "x", "tool_calls": []}), of=A)),
          expected(A, "cmpl-1", finish="stop", logprobs=True))
+    ids = [f"token_id:{token}" for token in new(A)]
+    named = {"token_logprobs": t["logprobs"], "tokens": ids}, {"content": [{"token": x, "logprob": p} for x, p in zip(ids, t["logprobs"])]}
+    echoed = {"token_logprobs": [None] + [-1.0] * (len(prompt(A)) - 1) + t["logprobs"], "tokens": [f"token_id:{token}" for token in t["tokens"]]}
+    by_id = [{"0": {"logprob": -9.5, "rank": 2}, str(x): {"logprob": p, "rank": 1}} for x, p in zip(new(A), t["logprobs"])]
+    for what, logprobs in (("names", named[0]), ("chat_names", named[1]), ("echo", echoed), ("by_id", by_id)):
+        good("vllm", f"logprobs_{what}", lines(vllm(choice(A, logprobs=logprobs), of=A)), expected(A, "cmpl-1", finish="stop", logprobs=True))
+    for what, logprobs in (("names", dict(named[0], tokens=ids[:1] + ["token_id:0"] + ids[2:])), ("chat_names", {"content": [named[1]["content"][0], dict(named[1]["content"][1], token="token_id:0")] + named[1]["content"][2:]}),
+                           ("echo", dict(echoed, tokens=echoed["tokens"][:-2] + ["token_id:0"] + echoed["tokens"][-1:]))):
+        bad("vllm", f"logprobs_{what}", lines(vllm(choice(A, logprobs=logprobs), of=A)), "INVALID_ARGUMENT", f'new token 1: expected that of token {new(A)[1]}, found of "token_id:0"')
+    bad("vllm", "logprobs_by_id", lines(vllm(choice(A, logprobs=[{"0": {"logprob": -9.5}}] * 3), of=A)), "INVALID_ARGUMENT", f'new token 0: expected "logprob" or "{new(A)[0]}"')
     good("vllm", "mask_lists", lines(vllm(choice(A, sampling_mask=t["masks"]), of=A)), expected(A, "cmpl-1", finish="stop", mask=True))
     flat, ends = [x for row in t["masks"] for x in reversed(row)], np.cumsum([0] + [len(row) for row in t["masks"]])
     good("vllm", "mask_csr", lines(vllm(choice(A, sampling_mask={"indices": flat, "indptr": ends.tolist()}), of=A)),
@@ -470,6 +484,8 @@ def make_verl():
 def make_trtllm():
     moe = rows(A, hidden=False, dtype=np.int16)
     good("trtllm", "lists", lines(beside(A, routed_experts=moe.tolist(), finish_reason="length")), expected(A, f"r{A}", finish="length"))
+    good("trtllm", "no_logprobs", lines({"request_id": "t", "prompt_token_ids": prompt(A), "outputs": [{"index": 0, "token_ids": new(A), "logprobs": [], "finish_reason": "length", "routed_experts": moe.tolist()}]}),
+         expected(A, "t", finish="length"))
     good("trtllm", "base64", lines(beside(A, routed_experts=b64(moe))), expected(A, f"r{A}"))
     holes = moe.copy()
     holes[2] = -1
@@ -491,6 +507,10 @@ def make_prime_rl():
     good("prime-rl", "msgpack", msgpack.packb(beside(A, routed_experts=[u8.tobytes(), list(u8.shape), "uint8"])) + msgpack.packb(
         beside(B, routed_experts={"data": rows(B).tobytes(), "shape": [6, 4, 2], "dtype": "int32"})), expected(A, f"r{A}"), expected(B, f"r{B}"), extension="msgpack")
     good("prime-rl", "last_row_of_zeros", lines(beside(A, routed_experts={"data": b64(padded(u8, after=1)), "shape": [7, 4, 2], "dtype": "uint8"})), expected(A, f"r{A}"))
+    for name, dtype in (("u8", np.uint8), ("i16", np.int16), ("i32", np.int32), ("i64", np.int64)):
+        for code in (base64.b64encode, base64.b85encode):
+            untyped = {"data": code(rows(A, dtype=dtype).tobytes()).decode(), "shape": list(a.shape)}
+            good("prime-rl", f"untyped_{name}_{code.__name__[:3]}", lines(beside(A, routed_experts=untyped)), expected(A, f"r{A}"))
     bad("prime-rl", "length", lines(beside(A, routed_experts={"data": b64(u8[:-1]), "shape": list(u8.shape), "dtype": "uint8"})), "CORRUPT", "neither base64 nor base85")
     bad("prime-rl", "alphabet", lines(beside(A, routed_experts={"data": base64.b85encode(a.tobytes()).decode()[:-1] + '"', "shape": list(a.shape)})), "CORRUPT", "base85: character")
     bad("prime-rl", "triple_without_tokens", msgpack.packb([u8.tobytes(), list(u8.shape), "uint8"]), "CORRUPT", "expected a map, found a list", extension="msgpack")
