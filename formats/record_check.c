@@ -1,5 +1,6 @@
 /* record_check.c - what makes a record well formed: its counts, spans, runs and log-probabilities, how it
  * was sampled, and the ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
+#include "indexer.h"
 #include "octets.h"
 #include "wb_check.h"
 #include "wb_formats.h"
@@ -208,6 +209,7 @@ wb_status wb_record_check(const wb_route_model *model, const wb_record *record, 
     WB_TRY(mask_ends_check(record));
     for (uint32_t i = 0; record->mask_ends && i < record->n_tokens - record->prompt_len; i++)
         WB_TRY(mask_ids_check(record, i));
+    WB_TRY(wb_indexer_check(model, record));
     for (uint32_t i = 0; deep && i < record->n_routes; i++)
         WB_TRY(ids_check(model, record, &record->routes[i]));
     return WB_OK;

@@ -1,10 +1,10 @@
 /* replay.c - the replay handle: its options, opening and closing. */
 #include "replay_state.h"
 #include "wb_options.h"
+#include "wb_route_model.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 WB_OPTIONS_END(wb_replay_options, reserved);
 static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
@@ -36,12 +36,9 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
 }
 
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
-    uint32_t E = model->num_experts, L = model->n_moe_layers;
-    WB_TRY(WB_OWN(&r->memory, r->moe_layers, L, "replay: layers"));
-    WB_TRY(WB_OWN(&r->memory, r->marks, E, "replay: experts"));
+    WB_TRY(wb_route_model_copy(&r->memory, model, "replay: layers", &r->model));
+    WB_TRY(WB_OWN(&r->memory, r->marks, model->num_experts, "replay: experts"));
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
-    memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
-    r->model.moe_layers = r->moe_layers;
     WB_TRY(wb_replay_open_placement(r));
     WB_TRY(wb_replay_open_padding(r));
     return wb_replay_open_dispatch(r);

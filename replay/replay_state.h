@@ -93,7 +93,6 @@ typedef struct dispatch_state {
 struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
-    uint32_t *moe_layers; /* [L], what model.moe_layers points to */
     wb_dtype dtype;
     size_t layer_bytes, row_bytes; /* K ids; L * K ids */
     wb_replay_options options;     /* n_layers resolved */
