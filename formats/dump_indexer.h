@@ -1,9 +1,9 @@
 /* dump_indexer.h - the indexer rows of a record as a dump stores them (internal).
  *
- * Cells follow each other as in wb_indexer_rows, each as numbers of 7 bits a byte, low bits first, the top bit
- * set in all bytes but the last: 2 * count + 1 where the choice is all of 0 .. count - 1, else 2 * count, then
- * the first position and for each further one how far it lies beyond the smallest that it could be. Codec raw
- * stores these bytes as they are, zstd compressed. Refuses: to believe a count. */
+ * Cells follow each other as in wb_indexer_rows, each as numbers of 7 bits a byte, low bits first, the top
+ * bit set in all bytes but the last: 2 * count + 1 where the choice is all of 0 .. count - 1, else 2 * count,
+ * then the first position and for each further one how far it lies beyond the smallest that it could be.
+ * Codec raw stores these bytes as they are, zstd compressed. Refuses: to believe a count. */
 #ifndef WB_DUMP_INDEXER_H
 #define WB_DUMP_INDEXER_H
 

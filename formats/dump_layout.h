@@ -25,9 +25,9 @@
  *   trailer {trailer: bin of 24 bytes}, 35 bytes in all: "WBRINDEX", u64 byte offset of the index, u64
  *            XXH3-64 of the 16 bytes before
  *
- * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes:
- * 0xcf, big endian). It is the checksum of the map's bytes before those 9 without the payloads of `data`:
- * those have their own, the `xxh3` of their map, of the bytes as they are stored (chunks joined), so that damage is
+ * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes: 0xcf,
+ * big endian). It is the checksum of the map's bytes before those 9 without the payloads of `data`: those
+ * have their own, the `xxh3` of their map, of the bytes as they are stored (chunks joined), so that damage is
  * found before a decompressor sees it.
  *
  * Without index and trailer a file is whole too (cut, or being written): the reader walks the records. A

@@ -1,5 +1,5 @@
-/* indexer.c - what indexers chose, in a record: where a cell lies, what two choices share, and what makes such
- * rows well formed. Refuses: files (dump_indexer.c), models (route_model.c). */
+/* indexer.c - what indexers chose, in a record: where a cell lies, what two choices share, and what makes
+ * such rows well formed. Refuses: files (dump_indexer.c), models (route_model.c). */
 #include "indexer.h"
 #include "wb_check.h"
 

@@ -68,10 +68,10 @@ typedef struct wb_route_rows {
     const uint8_t *valid;
 } wb_route_rows;
 
-/* A second choice, recorded on request: the positions that an indexer chose for a token in an attention layer.
- * What a position counts is the model's: tokens, or the compressed entries that stand for several of them. It
- * is at most the token's own. A cell is one token's choice in one layer; cell r * S + s is of the token at
- * position start + r and of the s-th of the S layers that use an indexer of their own
+/* A second choice, recorded on request: the positions that an indexer chose for a token in an attention
+ * layer. What a position counts is the model's: tokens, or the compressed entries that stand for several of
+ * them. It is at most the token's own. A cell is one token's choice in one layer; cell r * S + s is of the
+ * token at position start + r and of the s-th of the S layers that use an indexer of their own
  * (wb_indexer_column). A layer that uses another one's has no cell. A token that could choose nothing has
  * cells of count 0, and one whose choice is not known lies outside of the run. The run owns nothing. */
 typedef struct wb_indexer_rows {
@@ -269,11 +269,11 @@ typedef struct wb_kl_terms {
 } wb_kl_terms;
 WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
 
-/* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and
- * every KL nan), the numbers of its sampling, its mask and its indexer rows as wb_record has them, and with
- * `deep` that the ids of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
- * names rid, position and MoE layer otherwise. */
+/* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside [0,
+ * n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and every
+ * KL nan), the numbers of its sampling, its mask and its indexer rows as wb_record has them, and with `deep`
+ * that the ids of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a
+ * message that names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
 /* ---- the dump: writing -------------------------------------------------------------------------- */

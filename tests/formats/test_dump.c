@@ -398,8 +398,10 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
                    bool valid, bool sampled) {
     char path[512];
     snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, name);
+    const bool indexed = strstr(name, "indexer") != NULL;
     fixture_model f;
     fixture_model_init(&f, L, E, K);
+    if (indexed) fixture_model_index(&f, 5);
     fixture_rng rng = {seed};
     fixture_record records[3];
     for (uint32_t i = 0; i < 3; i++) {
@@ -409,6 +411,7 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
         records[i].record.group = 1;
         if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
         if (sampled) fixture_record_sample(&records[i], &rng, i > 0);
+        if (indexed) fixture_record_index(&records[i], &f.model, &rng, i);
     }
     expect_records(path, &f.model, records, 3);
     for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
@@ -424,6 +427,8 @@ static void test_golden(void **state) {
     golden("good_chunks.wbr", 2, 8, 2, 15, 12, true, false);
     golden("good_no_index.wbr", 2, 8, 2, 16, 12, false, false);
     golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);
+    golden("good_indexer.wbr", 2, 8, 2, 19, 12, false, true);
+    golden("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false);
 }
 
 int main(void) {
