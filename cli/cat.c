@@ -190,7 +190,7 @@ static void print_indexer(const wb_route_model *m, const wb_record *r) {
         for (uint32_t column = 0; column < columns; column++) {
             wb_indexer_choice choice = {0};
             if (column) putchar(',');
-            (void)wb_record_indexer(m, r, start + t, column, &choice);
+            (void)wb_indexer_at(m, r->indexer, start + t, column, &choice);
             print_choice(&choice);
         }
         putchar(']');

@@ -25,9 +25,8 @@ static wb_indexer_choice choice_of(const wb_indexer_rows *run, size_t cell) {
     return (wb_indexer_choice){run->counts[cell], run->ends[cell] > from ? run->positions + from : NULL};
 }
 
-bool wb_record_indexer(const wb_route_model *model, const wb_record *record, uint32_t position,
-                       uint32_t column, wb_indexer_choice *choice_out) {
-    const wb_indexer_rows *run = record->indexer;
+bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *run, uint32_t position,
+                   uint32_t column, wb_indexer_choice *choice_out) {
     if (!run || position < run->start || position - run->start >= run->rows) return false;
     *choice_out = choice_of(run, (size_t)(position - run->start) * wb_indexer_columns(model) + column);
     return true;

@@ -247,10 +247,10 @@ WB_API uint32_t wb_indexer_columns(const wb_route_model *model);
  * layer whose indexer it uses. */
 WB_API uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i);
 
-/* The choice of the token at `position` in `column`; false, and nothing written, when the record has none.
- * The record has passed wb_record_check. */
-WB_API bool wb_record_indexer(const wb_route_model *model, const wb_record *record, uint32_t position,
-                              uint32_t column, wb_indexer_choice *choice_out);
+/* The choice of the token at `position` in `column`; false, and nothing written, when `rows`, of a record
+ * that has passed wb_record_check, have none or are NULL. */
+WB_API bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *rows, uint32_t position,
+                          uint32_t column, wb_indexer_choice *choice_out);
 
 /* Position j of a choice, j < count. */
 static inline uint32_t wb_indexer_position(const wb_indexer_choice *choice, uint32_t j) {

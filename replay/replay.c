@@ -32,6 +32,8 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
                        "replay: stage of %" PRId32 " MoE layers from %" PRId32
                        ": expected inside the model's %" PRIu32,
                        o->n_layers, o->first_layer, model->n_moe_layers);
+    if (o->indexer && model->n_indexer_layers == 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: indexer: the model has no layer with an indexer");
     return WB_OK;
 }
 
@@ -57,6 +59,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
     if (o.n_layers == 0) o.n_layers = (int32_t)model->n_moe_layers - o.first_layer;
     r->model = *model;
     r->options = o;
+    r->n_columns = o.indexer ? wb_indexer_columns(model) : 0;
     r->dtype = wb_route_dtype(model->num_experts);
     r->layer_bytes = model->top_k * wb_dtype_size(r->dtype);
     r->row_bytes = wb_route_row_bytes(model);
@@ -72,6 +75,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
 
 void wb_replay_close(wb_replay *r) {
     if (!r) return;
+    for (size_t i = 0; i < r->micro_batch_capacity; i++) free(r->micro_batches[i].kept);
     free(r->micro_batches);
     free(r->records);
     wb_string_table_free(&r->rids);

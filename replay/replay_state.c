@@ -6,7 +6,7 @@
 #include <string.h>
 
 size_t wb_replay_sums_count(const wb_replay *r) {
-    return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+    return SUMS_FIXED + ((size_t)r->model.n_moe_layers + r->n_columns) * SUMS_PER_LAYER;
 }
 
 /* The micro-batches keep their memory. */

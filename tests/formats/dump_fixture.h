@@ -228,7 +228,7 @@ static inline const char *fixture_indexer_difference(const wb_route_model *m, co
     for (uint32_t t = 0; a->indexer && t < a->n_tokens; t++)
         for (uint32_t column = 0; column < wb_indexer_columns(m); column++) {
             wb_indexer_choice x = {0}, y = {0};
-            if (wb_record_indexer(m, a, t, column, &x) != wb_record_indexer(m, b, t, column, &y))
+            if (wb_indexer_at(m, a->indexer, t, column, &x) != wb_indexer_at(m, b->indexer, t, column, &y))
                 return "presence of an indexer row";
             if (x.count != y.count || wb_indexer_common(x, y) != x.count) return "an indexer's choice";
             for (uint32_t i = 0; i < x.count; i++)

@@ -164,10 +164,10 @@ static void test_records_that_cannot_be(void **state) {
     p->f.model.indexer_k = 3;
     OK(wb_record_check(m, &r, false));
     wb_indexer_choice choice;
-    assert_true(wb_record_indexer(m, &r, 3, 1, &choice));
+    assert_true(wb_indexer_at(m, r.indexer, 3, 1, &choice));
     assert_true(choice.count == 3 && !choice.positions && wb_indexer_position(&choice, 2) == 2);
-    assert_false(wb_record_indexer(m, &r, 1, 0, &choice));
-    assert_false(wb_record_indexer(m, &r, 4, 0, &choice));
+    assert_false(wb_indexer_at(m, r.indexer, 1, 0, &choice));
+    assert_false(wb_indexer_at(m, r.indexer, 4, 0, &choice));
     assert_int_equal(wb_indexer_column(m, 0), 0);
     assert_int_equal(wb_indexer_column(m, 1), 0);
     assert_int_equal(wb_indexer_column(m, 2), 1);
