@@ -125,7 +125,7 @@ typedef struct row_printer {
 } row_printer;
 
 static wb_status open_rows(row_printer *p, const wb_route_model *m) {
-    const size_t ids = (size_t)m->n_moe_layers * m->top_k;
+    const size_t ids = wb_route_row_ids(m);
     p->dtype = wb_route_dtype(m->num_experts);
     const uint32_t n_texts = p->dtype == WB_U8 ? 256 : 65536;
     WB_TRY(WB_OWN(&p->memory, p->texts, n_texts, "texts of ids"));
@@ -142,11 +142,12 @@ static wb_status open_rows(row_printer *p, const wb_route_model *m) {
 /* Writes a row without looking at each character: the comma after a layer's last id becomes its bracket. */
 static void print_row(const row_printer *p, const wb_route_model *m, const void *row) {
     char *at = p->line;
+    size_t index = 0;
     *at++ = '[';
     for (uint32_t l = 0; l < m->n_moe_layers; l++) {
         *at++ = '[';
-        for (uint32_t k = 0; k < m->top_k; k++) {
-            const id_text *text = &p->texts[wb_route_id(row, p->dtype, (size_t)l * m->top_k + k)];
+        for (uint32_t k = wb_route_layer_k(m, l); k > 0; k--) {
+            const id_text *text = &p->texts[wb_route_id(row, p->dtype, index++)];
             memcpy(at, text->text, sizeof text->text);
             at += text->length;
         }

@@ -83,6 +83,25 @@ static wb_status get_list(const header_tree *tree, const char *key, const uint32
     return WB_OK;
 }
 
+/* A number, or one for each MoE layer. */
+static wb_status get_top_k(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    uint32_t n = 0;
+    WB_TRY(find(tree, "top_k", &found));
+    if (!found || found->type != MSGPACK_OBJECT_ARRAY) return get_u32(tree, "top_k", &m->top_k);
+    WB_TRY(get_list(tree, "top_k", &m->layer_top_k, &n));
+    if (n != m->n_moe_layers) return header_fail(tree, "top_k", "one for each of moe_layers");
+    for (uint32_t l = 0; l < n; l++)
+        if (m->layer_top_k[l] > m->top_k) m->top_k = m->layer_top_k[l];
+    return WB_OK;
+}
+
+static wb_status get_weightless(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    WB_TRY(find(tree, "weightless", &found));
+    return found ? get_u32(tree, "weightless", &m->n_weightless) : WB_OK;
+}
+
 /* The map `indexer`, which models without one do not have. */
 static wb_status get_indexer(const header_tree *tree, wb_route_model *m) {
     header_tree indexer = {tree->file, tree->memory, NULL, "header model indexer"};
@@ -107,8 +126,9 @@ static wb_status read_model(const header_tree *header, wb_route_model *out) {
     WB_TRY(get_text(&tree, "router", m.router, sizeof m.router));
     WB_TRY(get_u32(&tree, "num_hidden_layers", &m.num_hidden_layers));
     WB_TRY(get_u32(&tree, "num_experts", &m.num_experts));
-    WB_TRY(get_u32(&tree, "top_k", &m.top_k));
     WB_TRY(get_list(&tree, "moe_layers", &m.moe_layers, &m.n_moe_layers));
+    WB_TRY(get_top_k(&tree, &m));
+    WB_TRY(get_weightless(&tree, &m));
     WB_TRY(get_indexer(&tree, &m));
     if (wb_route_model_check(&m) != WB_OK)
         return wb_fail_context(WB_CORRUPT, "%s: byte 0: header", tree.file->name);

@@ -42,10 +42,10 @@ static void run_shape(wb_record_parser *p, const wb_stored_run *run, size_t vali
     if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded && p->scan.error == WB_SCAN_OK &&
         p->status == WB_OK)
         p->status = wb_fail(WB_CORRUPT,
-                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32 " rows x %" PRIu32
-                            " layers x %" PRIu32 " choices), found %" PRIu64,
-                            p->file->name, begin, decoded, run->rows, p->model->n_moe_layers, p->model->top_k,
-                            run->stored_bytes);
+                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32
+                            " rows of %zu choices in %" PRIu32 " layers), found %" PRIu64,
+                            p->file->name, begin, decoded, run->rows, wb_route_row_ids(p->model),
+                            p->model->n_moe_layers, run->stored_bytes);
     if (run->codec != WB_CODEC_RAW && !wb_zstd_plausible(decoded, run->stored_bytes))
         wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
 }

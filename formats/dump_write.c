@@ -81,7 +81,7 @@ static void pack_list(wb_pack *p, const char *key, const uint32_t *list, uint32_
 
 static void pack_model(wb_pack *p, const wb_route_model *m) {
     wb_pack_text(p, "model");
-    wb_pack_map(p, 7u + (m->n_indexer_layers > 0));
+    wb_pack_map(p, 7u + (m->n_weightless > 0) + (m->n_indexer_layers > 0));
     wb_pack_text(p, "name");
     wb_pack_text(p, m->name);
     wb_pack_text(p, "fingerprint");
@@ -91,8 +91,16 @@ static void pack_model(wb_pack *p, const wb_route_model *m) {
     pack_list(p, "moe_layers", m->moe_layers, m->n_moe_layers);
     wb_pack_text(p, "num_experts");
     wb_pack_uint(p, m->num_experts);
-    wb_pack_text(p, "top_k");
-    wb_pack_uint(p, m->top_k);
+    if (m->layer_top_k) {
+        pack_list(p, "top_k", m->layer_top_k, m->n_moe_layers);
+    } else {
+        wb_pack_text(p, "top_k");
+        wb_pack_uint(p, m->top_k);
+    }
+    if (m->n_weightless > 0) {
+        wb_pack_text(p, "weightless");
+        wb_pack_uint(p, m->n_weightless);
+    }
     wb_pack_text(p, "router");
     wb_pack_text(p, m->router);
     if (m->n_indexer_layers == 0) return;

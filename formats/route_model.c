@@ -34,6 +34,23 @@ static wb_status layers_check(const wb_route_model *m) {
     return WB_OK;
 }
 
+static wb_status layer_top_k_check(const wb_route_model *m) {
+    uint32_t most = 0;
+    for (uint32_t l = 0; m->layer_top_k && l < m->n_moe_layers; l++) {
+        const uint32_t k = m->layer_top_k[l];
+        if (k == 0 || k > m->top_k)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "model layer_top_k[%" PRIu32 "]: expected 1..%" PRIu32 ", found %" PRIu32, l,
+                           m->top_k, k);
+        if (k > most) most = k;
+    }
+    if (m->layer_top_k && most != m->top_k)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "model top_k: expected %" PRIu32 ", the largest of layer_top_k, found %" PRIu32, most,
+                       m->top_k);
+    return WB_OK;
+}
+
 /* Whether layer i of the list uses its own indexer, or that of one before it which does. */
 static bool source_ok(const wb_route_model *m, uint32_t i) {
     const uint32_t source = m->indexer_source[i];
@@ -83,7 +100,11 @@ wb_status wb_route_model_check(const wb_route_model *m) {
     if (m->top_k == 0 || m->top_k > m->num_experts)
         return wb_fail(WB_INVALID_ARGUMENT, "model top_k: expected 1..%" PRIu32 ", found %" PRIu32,
                        m->num_experts, m->top_k);
+    if (m->n_weightless >= m->num_experts)
+        return wb_fail(WB_INVALID_ARGUMENT, "model n_weightless: expected 0..%" PRIu32 ", found %" PRIu32,
+                       m->num_experts - 1, m->n_weightless);
     WB_TRY(layers_check(m));
+    WB_TRY(layer_top_k_check(m));
     WB_TRY(indexer_check(m));
     if (wb_route_row_bytes(m) > WB_MAX_ROW_BYTES)
         return wb_fail(WB_INVALID_ARGUMENT, "model: a row of %zu bytes is over the limit of %zu",
@@ -107,6 +128,9 @@ wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_mo
     WB_TRY(match_number("n_moe_layers", expected->n_moe_layers, found->n_moe_layers));
     WB_TRY(match_number("num_experts", expected->num_experts, found->num_experts));
     WB_TRY(match_number("top_k", expected->top_k, found->top_k));
+    for (uint32_t l = 0; l < expected->n_moe_layers; l++)
+        WB_TRY(match_number("layer_top_k", wb_route_layer_k(expected, l), wb_route_layer_k(found, l)));
+    WB_TRY(match_number("n_weightless", expected->n_weightless, found->n_weightless));
     WB_TRY(match_text("router", expected->router, found->router));
     for (uint32_t l = 0; l < expected->n_moe_layers; l++)
         WB_TRY(match_number("moe_layers", expected->moe_layers[l], found->moe_layers[l]));
@@ -132,6 +156,7 @@ wb_status wb_route_model_copy(wb_owner *memory, const wb_route_model *model, con
                               wb_route_model *copy_out) {
     wb_route_model copy = *model;
     WB_TRY(copy_list(memory, &copy.moe_layers, copy.n_moe_layers, what));
+    WB_TRY(copy_list(memory, &copy.layer_top_k, copy.n_moe_layers, what));
     WB_TRY(copy_list(memory, &copy.indexer_layers, copy.n_indexer_layers, what));
     WB_TRY(copy_list(memory, &copy.indexer_source, copy.n_indexer_layers, what));
     *copy_out = copy;

@@ -32,7 +32,12 @@ typedef struct wb_route_model {
     /* [L] their indices among all layers, from 0 on, ascending; owner: whoever owns this struct */
     const uint32_t *moe_layers;
     uint32_t num_experts; /* E: routed experts of a layer, 1..65536 */
-    uint32_t top_k;       /* K: experts chosen for a token in a layer, 1..E */
+    uint32_t top_k; /* K: experts chosen for a token in a layer, 1..E; the most of any, where layers differ */
+    /* [L] those of each MoE layer, whose largest is top_k; NULL: top_k in all; owner: as of moe_layers */
+    const uint32_t *layer_top_k;
+    /* How many of the E have no weights, the last ones: they are chosen, recorded and replayed like the
+     * others, and lie nowhere. Below E. */
+    uint32_t n_weightless;
     /* Attention layers that an indexer chooses positions for (wb_indexer_rows); 0: the model has none. */
     uint32_t n_indexer_layers;
     uint32_t indexer_k; /* at most so many positions for a token in a layer, 1..2^30; 0 without such layers */
@@ -62,7 +67,8 @@ WB_API wb_status wb_route_model_match(const wb_route_model *expected, const wb_r
 typedef struct wb_route_rows {
     uint32_t start; /* position of row 0 in the request */
     uint32_t rows;
-    /* [rows][L][K] of wb_route_dtype(E), little endian; at any address: u16 ids are read by wb_route_id */
+    /* [rows][L][K of the layer] of wb_route_dtype(E), little endian; at any address: u16 ids are read by
+     * wb_route_id */
     const void *ids;
     /* [(rows + 7) / 8] bits, bit r % 8 of byte r / 8 for row r; NULL: all rows are valid */
     const uint8_t *valid;
@@ -142,11 +148,31 @@ WB_API uint64_t wb_tokens_digest(const uint32_t *tokens, uint32_t n);
 
 /* ---- rows of a record --------------------------------------------------------------------------- */
 
-/* Bytes of one row: L * K * dtype size. */
+/* Ids of one row: the sum of the layers' K, which is L * K where they are alike. */
+WB_API size_t wb_route_row_ids(const wb_route_model *model);
+
+/* Bytes of one row: its ids by dtype size. */
 WB_API size_t wb_route_row_bytes(const wb_route_model *model);
 
+/* K of MoE layer l, and the index in a row of the layer's first id. */
+static inline uint32_t wb_route_layer_k(const wb_route_model *model, uint32_t l) {
+    return model->layer_top_k ? model->layer_top_k[l] : model->top_k;
+}
+static inline size_t wb_route_layer_first(const wb_route_model *model, uint32_t l) {
+    size_t first = (size_t)l * model->top_k;
+    if (!model->layer_top_k) return first;
+    first = 0;
+    for (uint32_t i = 0; i < l; i++) first += model->layer_top_k[i];
+    return first;
+}
+
+/* Experts that have weights, 0 .. wb_route_weighted - 1. */
+static inline uint32_t wb_route_weighted(const wb_route_model *model) {
+    return model->num_experts - model->n_weightless;
+}
+
 /* Id `index` of a row of `dtype` (u8 or u16, little endian, any alignment); choice k of MoE layer l has
- * index l * K + k. */
+ * index wb_route_layer_first + k. */
 static inline uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index) {
     const uint8_t *bytes = (const uint8_t *)row;
     if (dtype == WB_U8) return bytes[index];

@@ -35,6 +35,10 @@ struct wb_import {
 static wb_status copy_arguments(wb_import *import, const char *name, const wb_route_model *model) {
     char *text = NULL;
     WB_TRY(wb_route_model_check(model));
+    if (model->layer_top_k)
+        return wb_fail(
+            WB_UNSUPPORTED,
+            "%s: the model's MoE layers have different numbers of choices, which no layout can say", name);
     WB_TRY(WB_OWN(&import->memory, text, strlen(name) + 1, name));
     memcpy(text, name, strlen(name));
     import->name = text;

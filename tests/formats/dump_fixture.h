@@ -31,7 +31,7 @@ static inline uint32_t fixture_below(fixture_rng *rng, uint32_t n) {
 /* A model of L MoE layers after one dense layer. */
 typedef struct fixture_model {
     wb_route_model model;
-    uint32_t layers[64];
+    uint32_t layers[64], layer_top_k[64];
     uint32_t indexer_layers[3], indexer_source[3];
 } fixture_model;
 
@@ -46,6 +46,14 @@ static inline void fixture_model_init(fixture_model *f, uint32_t L, uint32_t E, 
                                 .moe_layers = f->layers,
                                 .num_experts = E,
                                 .top_k = K};
+}
+
+/* Layer l chooses 1 + (l + 1) % K of the model's K; the last `weightless` experts have no weights. */
+static inline void fixture_model_vary(fixture_model *f, uint32_t weightless) {
+    for (uint32_t l = 0; l < f->model.n_moe_layers; l++) f->layer_top_k[l] = 1 + (l + 1) % f->model.top_k;
+    f->layer_top_k[0] = f->model.top_k;
+    f->model.layer_top_k = f->layer_top_k;
+    f->model.n_weightless = weightless;
 }
 
 /* Gives the model of two MoE layers or more indexers of up to k positions: layers 0 and 2 have their own, and
@@ -80,12 +88,13 @@ typedef struct fixture_record {
 /* `rows` rows of K distinct ids a layer, from a random first one on. An odd step meets every expert once when
  * E is a power of two; for any other E the step is one. */
 static inline void fixture_fill_ids(const wb_route_model *m, uint8_t *ids, size_t rows, fixture_rng *rng) {
-    uint32_t E = m->num_experts, K = m->top_k;
+    uint32_t E = m->num_experts;
     wb_dtype dtype = wb_route_dtype(E);
+    size_t at = 0;
     for (size_t i = 0; i < rows * m->n_moe_layers; i++) {
-        uint32_t first = fixture_below(rng, E);
+        uint32_t first = fixture_below(rng, E), K = wb_route_layer_k(m, (uint32_t)(i % m->n_moe_layers));
         uint32_t step = (E & (E - 1)) == 0 ? 2 * fixture_below(rng, E) + 1 : 1;
-        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, dtype, i * K + k, (first + k * step) % E);
+        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, dtype, at++, (first + k * step) % E);
     }
 }
 

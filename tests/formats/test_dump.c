@@ -144,6 +144,7 @@ static void test_property(void **state) {
         fixture_model f;
         uint32_t E = 1 + fixture_below(&rng, i % 2 ? 256 : 700), K = 1 + fixture_below(&rng, E < 12 ? E : 12);
         fixture_model_init(&f, 1 + fixture_below(&rng, 6), E, K);
+        if (i % 3 == 0) fixture_model_vary(&f, fixture_below(&rng, E));
         wb_dump_options options = wb_dump_options_default();
         options.codec = (wb_codec)fixture_below(&rng, 3);
         options.zstd_level = 1 + (int)fixture_below(&rng, 19);
@@ -402,6 +403,7 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
     fixture_model f;
     fixture_model_init(&f, L, E, K);
     if (indexed) fixture_model_index(&f, 5);
+    if (strstr(name, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
     for (uint32_t i = 0; i < 3; i++) {
@@ -429,6 +431,7 @@ static void test_golden(void **state) {
     golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);
     golden("good_indexer.wbr", 2, 8, 2, 19, 12, false, true);
     golden("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false);
+    golden("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false);
 }
 
 int main(void) {

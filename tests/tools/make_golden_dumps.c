@@ -32,6 +32,7 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
     fixture_model f;
     fixture_model_init(&f, L, E, K);
     if (indexed) fixture_model_index(&f, 5);
+    if (strstr(path, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
     wb_dump_writer *w = NULL;
@@ -173,6 +174,8 @@ typedef struct fault {
     /* header */
     const char *format, *dtype;
     uint32_t version, E, K, layer_1;
+    const char *top_k_list; /* instead of a number: the packed array */
+    uint32_t weightless, weightless_times;
     bool header_damaged;
     /* record "b" */
     const char *rid, *finish, *codec, *prefix_rid, *drop_key, *twice_key;
@@ -224,7 +227,7 @@ static void header(wb_pack *p, const fault *x) {
     wb_pack_text(p, "version");
     wb_pack_uint(p, x->version ? x->version : 1);
     wb_pack_text(p, "model");
-    wb_pack_map(p, 7u + indexed + (x->indexer == INDEXER_KEY_TWICE));
+    wb_pack_map(p, 7u + indexed + (x->indexer == INDEXER_KEY_TWICE) + x->weightless_times);
     wb_pack_text(p, "name");
     wb_pack_text(p, "test_moe");
     wb_pack_text(p, "fingerprint");
@@ -238,7 +241,15 @@ static void header(wb_pack *p, const fault *x) {
     wb_pack_text(p, "num_experts");
     wb_pack_uint(p, E);
     wb_pack_text(p, "top_k");
-    wb_pack_uint(p, x->K ? x->K : 2);
+    if (x->top_k_list) /* The text's own end is a 0 that the list with an u8 needs. */
+        wb_pack_bytes(p, x->top_k_list,
+                      strlen(x->top_k_list) + (strlen(x->top_k_list) == 3 && x->top_k_list[2] == '\xcc'));
+    else
+        wb_pack_uint(p, x->K ? x->K : 2);
+    for (uint32_t times = 0; times < x->weightless_times; times++) {
+        wb_pack_text(p, "weightless");
+        wb_pack_uint(p, x->weightless);
+    }
     wb_pack_text(p, "router");
     wb_pack_text(p, "softmax_norm");
     if (indexed) indexer_of_header(p, x->indexer);
@@ -553,6 +564,12 @@ static const fault faults[] = {
     {.name = "bad_top_k_over_experts", .K = 9},
     {.name = "bad_layers_not_ascending", .layer_1 = 1},
     {.name = "bad_layer_beyond_model", .layer_1 = 3},
+    {.name = "bad_top_k_list_short", .top_k_list = "\x91\x02"},
+    {.name = "bad_top_k_list_zero", .top_k_list = "\x92\x02\xcc"},
+    {.name = "bad_top_k_list_over_experts", .top_k_list = "\x92\x02\x09"},
+    {.name = "bad_top_k_list_of_texts", .top_k_list = "\x92\x02\xa1K"},
+    {.name = "bad_weightless_all", .weightless = 8, .weightless_times = 1},
+    {.name = "bad_weightless_twice", .weightless = 1, .weightless_times = 2},
     {.name = "bad_header_checksum", .header_damaged = true},
     {.name = "bad_record_checksum", .record_damaged = true},
     {.name = "bad_rows_checksum", .rows_damaged = true},
@@ -662,6 +679,7 @@ int main(int argc, char **argv) {
     GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);
     GOOD("good_indexer.wbr", 2, 8, 2, 19, 12, false, true, NULL);
     GOOD("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false, &zstd);
+    GOOD("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false, &packed);
     snprintf(path, sizeof path, "%s/versions", argv[1]);
     steps(path, true);
     snprintf(path, sizeof path, "%s/files", argv[1]);

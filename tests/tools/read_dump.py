@@ -26,6 +26,8 @@ def read(path, more={}):  # each record of a file, and {position: expert ids [la
     if header is None:  # of a rank that died
         return print(f"{path}: skipped, it ends before its header does", file=sys.stderr)
     shape = -1, len(header["model"]["moe_layers"]), header["model"]["top_k"]
+    if isinstance(shape[2], list):  # layers that differ: a row is their choices one after the other
+        shape = -1, sum(shape[2])
     for record in (o for o in objects if "rid" in o):
         rows, prefix = {}, record.get("prefix")  # a group's prompt is stored once, in the record of this rid
         for run in listed(record.get("routes", [])):
@@ -118,6 +120,11 @@ def compare(waybill, dump):
             assert record["indexer"]["start"] == obj["indexer"]["start"], record["rid"]
             assert record["indexer"]["rows"] == indexer_rows(obj["indexer"], header), record["rid"]
         shown = {run["start"] + i: row for run in record["routes"] for i, row in enumerate(run["rows"]) if row}
+        top_k = header["model"]["top_k"]
+        if isinstance(top_k, list):
+            rows = {p: [part.tolist() for part in np.split(ids, np.cumsum(top_k[:-1]))] for p, ids in rows.items()}
+            assert shown == rows, record["rid"]
+            continue
         assert shown == {position: ids.tolist() for position, ids in rows.items()}, record["rid"]
         assert rows or "routes" not in obj, record["rid"]
     assert theirs
