@@ -18,6 +18,7 @@ void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
     /* The record's last token was never fed by the rollout: it is neither forced nor missing. */
     bool last = s->start + s->rows == s->record->n_tokens;
     r->sums[SUM_FALLBACK] += s->missing;
+    r->sums[SUM_LISTED_FALLBACK] += s->missing_listed;
     r->sums[SUM_FORCED] += s->rows - s->missing - last;
 }
 
@@ -45,7 +46,8 @@ bool wb_replay_unmeasured(const layer_rows *s) {
 /* [E] of one map in MoE layer l. */
 static double *load_of(const wb_replay *r, uint32_t l, int map) {
     const size_t L = r->model.n_moe_layers, E = r->model.num_experts;
-    return r->sums + SUMS_FIXED + L * SUMS_PER_LAYER + ((size_t)l * N_MAPS + (size_t)map) * E;
+    return r->sums + SUMS_FIXED + (L + r->n_columns) * SUMS_PER_LAYER +
+           ((size_t)l * N_MAPS + (size_t)map) * E;
 }
 
 static void count_load(const wb_replay *r, const uint8_t *ids, double *load) {
@@ -154,4 +156,18 @@ void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
         .forced_balancedness = mean(balance[MAP_FORCED], n_loads),
         .native_balancedness = mean(balance[MAP_NATIVE], n_loads),
     };
+}
+
+void wb_replay_get_indexer_metrics(const wb_replay *r, double *fallback_rows_out,
+                                   wb_replay_indexer_metrics *layers_out) {
+    const double *columns = r->sums + SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+    if (fallback_rows_out) *fallback_rows_out = r->sums[SUM_LISTED_FALLBACK];
+    for (uint32_t i = 0; layers_out && i < r->model.n_indexer_layers; i++) {
+        const double *s = columns + (size_t)wb_indexer_column(&r->model, i) * SUMS_PER_LAYER;
+        layers_out[i] = (wb_replay_indexer_metrics){0};
+        if (r->n_columns == 0) continue;
+        layers_out[i].tokens = s[LAYER_TOKENS];
+        layers_out[i].overlap = mean(s[LAYER_OVERLAP], s[LAYER_TOKENS]);
+        layers_out[i].differ = mean(s[LAYER_DIFFER], s[LAYER_TOKENS]);
+    }
 }

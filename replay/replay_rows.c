@@ -91,7 +91,10 @@ static wb_status check_followed(const wb_replay *r, int32_t index) {
 wb_status wb_replay_end(wb_replay *r) {
     if (!r || !r->in_step)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: end: %s", r ? "no step is open" : "handle is NULL");
-    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) WB_TRY(check_followed(r, i));
+    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) {
+        WB_TRY(check_followed(r, i));
+        WB_TRY(wb_replay_check_listed(r, i));
+    }
     r->in_step = false;
     return WB_OK;
 }

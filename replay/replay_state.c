@@ -6,7 +6,8 @@
 #include <string.h>
 
 size_t wb_replay_sums_count(const wb_replay *r) {
-    return SUMS_FIXED + (size_t)r->model.n_moe_layers * (SUMS_PER_LAYER + N_MAPS * r->model.num_experts);
+    size_t layers = r->model.n_moe_layers;
+    return SUMS_FIXED + (layers + r->n_columns) * SUMS_PER_LAYER + layers * N_MAPS * r->model.num_experts;
 }
 
 /* The micro-batches keep their memory. */

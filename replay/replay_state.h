@@ -30,9 +30,21 @@ typedef struct segment_plan {
     uint32_t start;          /* position in the record; REPLAY */
     uint32_t rows;           /* of the micro-batch */
     uint32_t missing;        /* rows that the record should have and has not */
+    uint32_t missing_listed; /* the same of what indexers chose */
     const wb_record *record; /* REPLAY; valid while planning only: the table of records may move */
     const uint32_t *tokens;  /* [rows] or NULL; valid while planning only */
 } segment_plan;
+
+/* What one row looks at by one indexer. */
+typedef struct listed_cell {
+    const uint32_t *positions; /* of the record; NULL: kept, or all of the first `count` */
+    uint64_t kept_at;          /* of the micro-batch's `kept`, where is_kept */
+    uint32_t count;
+    uint8_t direction; /* WB_ROW_* */
+    uint8_t noted;     /* NOTED_* */
+    bool is_kept;
+    bool has_plan; /* positions, count are what a record says or the row chose */
+} listed_cell;
 
 typedef struct micro_batch {
     bool planned;
@@ -50,14 +62,19 @@ typedef struct micro_batch {
     int32_t *tokens, *pos;   /* [T] 0 where not known */
     bool all_tokens;         /* known of every row that is not padding */
 
+    /* Where indexers are replayed: listed_cell [columns][T], and the positions of rows that chose. */
+    wb_host_buffer listed;
+    uint32_t *kept; /* [n_kept] from malloc */
+    size_t n_kept, kept_capacity;
+
     /* Of wb_replay_plan_dispatch, in a block of its own. */
     uint32_t n_layer_plans; /* layers that are planned on all ranks */
     wb_host_buffer dispatch;
     wb_planned_layer *layer_plans; /* [n_layers] */
 } micro_batch;
 
-/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers; then the load of both
- * maps, [L][N_MAPS][E]. */
+/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers and of the indexers that
+ * are replayed; then the load of both maps, [L][N_MAPS][E]. */
 enum {
     SUM_ROWS,
     SUM_FORCED,
@@ -69,6 +86,7 @@ enum {
     SUM_K1,
     SUM_K3,
     SUM_OUTSIDE,
+    SUM_LISTED_FALLBACK,
     SUMS_FIXED
 };
 enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
@@ -95,10 +113,10 @@ typedef struct dispatch_state {
 struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
-    uint32_t *moe_layers; /* [L], what model.moe_layers points to */
     wb_dtype dtype;
     size_t layer_bytes, row_bytes; /* K ids; L * K ids */
     wb_replay_options options;     /* n_layers resolved */
+    uint32_t n_columns;            /* indexers that are replayed; 0 without options.indexer */
 
     wb_string_table rids; /* rid -> index of its record */
     wb_record *records;   /* [n_records] */
@@ -176,6 +194,18 @@ void wb_replay_padding_row(const wb_replay *replay, uint32_t layer, uint64_t tur
 
 /* Checks options.dispatch; memory where there is a placement. */
 wb_status wb_replay_open_dispatch(wb_replay *replay);
+
+/* ---- replay_listed.c -------------------------------------------------------------------------- */
+
+/* Counts the rows at positions [start, end) of which the record does not say what indexers chose;
+ * MISSING_ROUTES under strict. */
+wb_status wb_replay_resolve_listed(const wb_replay *replay, const wb_segment *segment,
+                                   const wb_record *record, uint32_t end, uint32_t *missing_out);
+/* Memory for the cells of T rows, and the cells from the segments. */
+wb_status wb_replay_reserve_listed(wb_replay *replay, micro_batch *batch, uint32_t T);
+void wb_replay_fill_listed(const wb_replay *replay, micro_batch *batch);
+/* MISMATCH naming the first row of the micro-batch that was not told. */
+wb_status wb_replay_check_listed(const wb_replay *replay, int32_t micro_batch);
 
 /* ---- metrics.c -------------------------------------------------------------------------------- */
 
