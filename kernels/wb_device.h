@@ -46,6 +46,7 @@ extern "C" {
     X(gather_rows)             \
     X(scatter_rows)            \
     X(copy_columns)            \
+    X(copy_heads)              \
     X(swiglu_forward)          \
     X(swiglu_backward)         \
     X(add)                     \

@@ -304,6 +304,18 @@ typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, co
 typedef wb_status wb_copy_columns_fn(wb_device *dev, int64_t n, int64_t width, wb_rows from,
                                      int64_t from_stride, wb_rows to, int64_t to_stride);
 
+/* to[t, h, i] = from[t, h, i], t < T, h < n_heads, i < width, both of one dtype: blocks of columns that lie in
+ * another order there. Element [t, h, i] is t * row + h * head + i behind the first one. What lies between
+ * the blocks stays as it is, and no two of them overlap. */
+typedef struct wb_copy_heads {
+    int64_t T, n_heads, width;
+    wb_rows from;
+    int64_t from_row, from_head;
+    wb_rows to;
+    int64_t to_row, to_head;
+} wb_copy_heads;
+typedef wb_status wb_copy_heads_fn(wb_device *dev, const wb_copy_heads *args);
+
 /* out[index[i], :] = in[i, :], i < n, the other rows of out staying as they are: the way back from a gather.
  * index: device [n], no row twice. */
 typedef wb_status wb_scatter_rows_fn(wb_device *dev, int64_t n, int64_t width, const int32_t *index,

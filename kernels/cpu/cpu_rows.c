@@ -227,6 +227,19 @@ wb_status WB_CPU(copy_columns)(wb_device *dev, int64_t n, int64_t width, wb_rows
     return WB_OK;
 }
 
+wb_status WB_CPU(copy_heads)(wb_device *dev, const wb_copy_heads *a) {
+    WB_TRY(operand_check("copy_heads", "from", a->from.dtype));
+    WB_TRY(operand_check_like("copy_heads", "to", a->to.dtype, "from", a->from.dtype));
+    const int64_t size = (int64_t)wb_dtype_size(a->from.dtype);
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, a->T * a->n_heads * a->width))
+    for (int64_t t = 0; t < a->T; t++)
+        for (int64_t h = 0; h < a->n_heads; h++)
+            memcpy((char *)a->to.data + (t * a->to_row + h * a->to_head) * size,
+                   (const char *)a->from.data + (t * a->from_row + h * a->from_head) * size,
+                   (size_t)(a->width * size));
+    return WB_OK;
+}
+
 wb_status WB_CPU(kv_write)(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,
                            wb_rows cache) {
     WB_TRY(operand_check("kv_write", "x", x.dtype));

@@ -204,6 +204,19 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     assert_ok(dev->rope(dev, &rope));
     assert_ok(
         dev->copy_columns(dev, T, nh * hd / 2, wb_rows_from(rope.x, nh * hd / 2), nh * hd, rope.x, nh * hd));
+    /* The halves of two heads change places. */
+    float *turned = floats(T * nh * hd);
+    const wb_copy_heads heads = {.T = T,
+                                 .n_heads = nh,
+                                 .width = hd / 2,
+                                 .from = wb_rows_from(rope.x, hd / 2),
+                                 .from_row = nh * hd,
+                                 .from_head = hd,
+                                 .to = wb_f32_rows(turned),
+                                 .to_row = nh * hd,
+                                 .to_head = hd / 2};
+    assert_ok(dev->copy_heads(dev, &heads));
+    keep_floats(o, turned, T * nh * hd, "heads in another order");
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
           *v = floats(3 * T * nkv * hd);
     uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);

@@ -129,6 +129,18 @@ OP(rope_pairs) {
 OP(copy_columns) {
     return dev->copy_columns(dev, n, W - 3, wb_rows_from(r[0], 2), W, wb_rows_from(r[1], 1), W);
 }
+OP(copy_heads) {
+    const wb_copy_heads args = {.T = n,
+                                .n_heads = 2,
+                                .width = 3,
+                                .from = wb_rows_from(r[0], 1),
+                                .from_row = W,
+                                .from_head = 5,
+                                .to = r[1],
+                                .to_row = W,
+                                .to_head = 4};
+    return dev->copy_heads(dev, &args);
+}
 OP(gather) {
     return dev->gather_rows(dev, n, W, index_of + begin, r[0], r[1]);
 }
@@ -315,6 +327,7 @@ static const op_case cases[] = {
     {"rope", run_rope_back, true, false, false, {{"x", W, SUM}}},
     {"rope", run_rope_pairs, true, false, false, {{"x", W, SUM}}},
     {"copy_columns", run_copy_columns, true, false, false, {{"from", W, IN}, {"to", W, SUM}}},
+    {"copy_heads", run_copy_heads, true, false, false, {{"from", W, IN}, {"to", W, SUM}}},
     {"gather_rows", run_gather, true, false, false, {{"in", W, IN | WHOLE}, {"out", W, OUT}}},
     {"scatter_rows", run_scatter, true, false, false, {{"in", W, IN}, {"out", W, SUM | WHOLE}}},
     {"kv_write", run_kv_write, true, true, false, {{"x", W, IN}, {"cache", W, SUM | WHOLE}}},

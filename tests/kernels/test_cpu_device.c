@@ -89,6 +89,8 @@ static void test_nothing_to_do(void **state) {
                           .x = wb_f32_rows(x)};
     assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->copy_columns(dev, 0, 4, wb_f32_rows(x), 4, wb_f32_rows(x), 4));
+    const wb_copy_heads heads = {.n_heads = 2, .width = 4, .from = wb_f32_rows(x), .to = wb_f32_rows(x)};
+    assert_ok(dev->copy_heads(dev, &heads));
     assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), x, 1.0f, wb_f32_rows(x)));
     assert_ok(dev->kv_write(dev, 0, 4, wb_f32_rows(x), counts, (wb_rows){x, WB_F32}));
     assert_ok(dev->attention_forward(dev, &attention, wb_f32_rows(x)));

@@ -209,6 +209,35 @@ static void test_copy_columns(void **state) {
     wb_device_close(dev);
 }
 
+/* Blocks that lie in another order, and beside each other, in the row that they go to. */
+static void test_copy_heads(void **state) {
+    (void)state;
+    enum { T = 5, HEADS = 3, WIDTH = 4, FROM_ROW = 20, FROM_HEAD = 6, TO_ROW = 17, TO_HEAD = 5, FIRST = 1 };
+    wb_device *dev = open_cpu(2);
+    float *from = random_floats(T * FROM_ROW, -1, 1), *to = random_floats(T * TO_ROW, -1, 1);
+    float *expected = copied(to, T * TO_ROW);
+    const wb_copy_heads args = {.T = T,
+                                .n_heads = HEADS,
+                                .width = WIDTH,
+                                .from = wb_f32_rows(from + 2),
+                                .from_row = FROM_ROW,
+                                .from_head = FROM_HEAD,
+                                .to = wb_f32_rows(to + FIRST),
+                                .to_row = TO_ROW,
+                                .to_head = TO_HEAD};
+    assert_ok(dev->copy_heads(dev, &args));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t h = 0; h < HEADS; h++)
+            for (int64_t i = 0; i < WIDTH; i++)
+                expected[FIRST + t * TO_ROW + h * TO_HEAD + i] = from[2 + t * FROM_ROW + h * FROM_HEAD + i];
+    assert_same_bits(to, expected, T * TO_ROW, "copy_heads");
+    wb_copy_heads other = args;
+    other.to.dtype = WB_BF16;
+    assert_int_equal(dev->copy_heads(dev, &other), WB_INVALID_ARGUMENT);
+    free(from), free(to), free(expected);
+    wb_device_close(dev);
+}
+
 /* ---- SwiGLU, add, clamp ---------------------------------------------------------------------- */
 
 typedef struct row_case {
@@ -292,8 +321,9 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_embed),        cmocka_unit_test(test_cast_kv_write_gather_scatter),
         cmocka_unit_test(test_rmsnorm),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_add_clamp),    cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_copy_heads),
+        cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_add_clamp),
+        cmocka_unit_test(test_bias),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);
