@@ -266,17 +266,27 @@ typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
                                        wb_rows dy, float *dtable);
 
+/* What an RMSNorm multiplies a row by, behind the division by the row's root mean square. */
+typedef struct wb_norm {
+    /* device, as wide as the row */
+    const float *w;
+    /* added to the mean of the squares */
+    float eps;
+    /* the factor is 1 + w and not w (qwen3_next) */
+    bool zero_centered;
+} wb_norm;
+
 /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
  * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
-typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                        float eps, wb_rows y);
-typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                         float eps, wb_rows dy, wb_rows dx, float *dw);
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                        wb_rows y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                         wb_rows dy, wb_rows dx, float *dw);
 
 /* y[n,width] += x[n,width], then normed = rmsnorm_forward of y as it was written: the residual stream, and
  * what the next part of a layer gets of it. */
 typedef wb_status wb_add_rmsnorm_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
-                                    const float *w, float eps, wb_rows normed);
+                                    wb_norm norm, wb_rows normed);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place: of the rot_dim dimensions from `first` on the pairs
  * (i, i + rot_dim / 2), or where `interleaved` the pairs (2 i, 2 i + 1). */
@@ -415,10 +425,9 @@ typedef struct wb_attention_inputs {
     int32_t n_heads, n_kv_heads, head_dim, rot_dim;
     /* [T, n_heads * head_dim], and twice [T, n_kv_heads * head_dim] */
     wb_rows q, k, v;
-    /* device [head_dim], or where a token's row is normed as a whole as wide as that; both NULL: no norm */
-    const float *q_norm, *k_norm;
+    /* of each head, or where norm_whole of a token's row as a whole; both w NULL: no norm */
+    wb_norm q_norm, k_norm;
     bool norm_whole;
-    float eps;
     /* the limit of the clamp; 0: none */
     float clip;
     /* as of wb_rope_fn */

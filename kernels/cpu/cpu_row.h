@@ -4,6 +4,7 @@
 #define WB_CPU_ROW_H
 
 #include "cpu/cpu_lanes.h"
+#include "norm_rules.h"
 
 static inline float row_inverse_rms(const float *x, int64_t width, float eps) {
     float mean = row_dot(x, x, width) / (float)width;
@@ -11,10 +12,10 @@ static inline float row_inverse_rms(const float *x, int64_t width, float eps) {
 }
 
 /* y may be x. */
-static inline void row_norm(int64_t width, const float *x, const float *w, float eps, float *y) {
-    float r = row_inverse_rms(x, width, eps);
+static inline void row_norm(int64_t width, const float *x, wb_norm norm, float *y) {
+    const float r = row_inverse_rms(x, width, norm.eps), offset = wb_norm_offset(norm);
     WB_INDEPENDENT
-    for (int64_t i = 0; i < width; i++) y[i] = x[i] * r * w[i];
+    for (int64_t i = 0; i < width; i++) y[i] = x[i] * r * (norm.w[i] + offset);
 }
 
 static inline void row_clamp(int64_t n, float limit, float *x) {

@@ -88,18 +88,21 @@ OP(embed_backward) {
     return dev->embed_backward(dev, n, W, tokens + begin, r[0], sums);
 }
 OP(norm) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[1]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[1]);
+}
+OP(norm_zero_centered) {
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, true), r[1]);
 }
 OP(norm_in_place) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[0]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[0]);
 }
 OP(norm_backward) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[2], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, false), r[1], r[2], n == T ? sums : NULL);
 }
 OP(norm_backward_in_place) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[1], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, true), r[1], r[1], n == T ? sums : NULL);
 }
 static inline wb_rope rope_args(int64_t n, wb_rows x) {
     return (wb_rope){.T = n,
@@ -315,6 +318,7 @@ static const op_case cases[] = {
     {"embed_forward", run_embed, true, false, false, {{"y", W, OUT}}},
     {"embed_backward", run_embed_backward, false, false, false, {{"dy", W, IN}}},
     {"rmsnorm_forward", run_norm, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
+    {"rmsnorm_forward", run_norm_zero_centered, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
     {"rmsnorm_forward", run_norm_in_place, true, false, false, {{"x", W, SUM}}},
     {"rmsnorm_backward",
      run_norm_backward,
