@@ -42,6 +42,8 @@ extern "C" {
     X(rmsnorm_forward)         \
     X(rmsnorm_backward)        \
     X(add_rmsnorm)             \
+    X(gated_rmsnorm_forward)   \
+    X(gated_rmsnorm_backward)  \
     X(rope)                    \
     X(gather_rows)             \
     X(scatter_rows)            \
@@ -52,6 +54,8 @@ extern "C" {
     X(add)                     \
     X(add_gated_forward)       \
     X(add_gated_backward)      \
+    X(sigmoid_gate_forward)    \
+    X(sigmoid_gate_backward)   \
     X(bias_forward)            \
     X(bias_backward)           \
     X(clamp)                   \
@@ -61,6 +65,10 @@ extern "C" {
     X(attention_backward)      \
     X(attention_prepare)       \
     X(kv_write)                \
+    X(short_conv_forward)      \
+    X(short_conv_backward)     \
+    X(gated_delta_forward)     \
+    X(gated_delta_backward)    \
     X(topk)                    \
     X(gate_forward)            \
     X(gate_backward)           \

@@ -75,21 +75,6 @@ wb_status WB_CPU(rmsnorm_forward)(wb_device *dev, int64_t n, int64_t width, wb_r
     return WB_OK;
 }
 
-/* dx = r w dy - x r^3 <w dy, x> / width */
-static void rmsnorm_backward_row(int64_t width, const float *x, wb_norm norm, float r, const float *dy,
-                                 float *dx) {
-    const float *w = norm.w, offset = wb_norm_offset(norm);
-    float sum[WB_LANES] = {0.0f};
-    int64_t i = 0;
-    for (; i + WB_LANES <= width; i += WB_LANES)
-        for (int lane = 0; lane < WB_LANES; lane++)
-            sum[lane] = fmaf((w[i + lane] + offset) * dy[i + lane], x[i + lane], sum[lane]);
-    for (int lane = 0; i < width; i++, lane++) sum[lane] = fmaf((w[i] + offset) * dy[i], x[i], sum[lane]);
-    float shrink = r * r * r * wb_lanes_sum(sum) / (float)width;
-    WB_INDEPENDENT
-    for (i = 0; i < width; i++) dx[i] = fmaf(-shrink, x[i], r * (w[i] + offset) * dy[i]);
-}
-
 /* dw[begin, end) += sum over rows of dy x r, ascending */
 static void rmsnorm_backward_columns(int64_t n, int64_t width, int64_t begin, int64_t end, const float *x,
                                      const float *dy, const float *r, float *dw) {
@@ -126,7 +111,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
     }
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < n; row++)
-        rmsnorm_backward_row(width, from + row * width, norm, r[row], d + row * width, to + row * width);
+        row_norm_backward(width, from + row * width, norm, r[row], d + row * width, to + row * width);
     WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }
