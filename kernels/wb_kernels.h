@@ -322,8 +322,8 @@ typedef wb_status wb_gather_rows_fn(wb_device *dev, int64_t n, int64_t width, co
 typedef wb_status wb_copy_columns_fn(wb_device *dev, int64_t n, int64_t width, wb_rows from,
                                      int64_t from_stride, wb_rows to, int64_t to_stride);
 
-/* to[t, h, i] = from[t, h, i], t < T, h < n_heads, i < width, both of one dtype: blocks of columns that lie in
- * another order there. Element [t, h, i] is t * row + h * head + i behind the first one. What lies between
+/* to[t, h, i] = from[t, h, i], t < T, h < n_heads, i < width, both of one dtype: blocks of columns that lie
+ * in another order there. Element [t, h, i] is t * row + h * head + i behind the first one. What lies between
  * the blocks stays as it is, and no two of them overlap. */
 typedef struct wb_copy_heads {
     int64_t T, n_heads, width;

@@ -167,6 +167,7 @@ struct wb_layer_kind {
 
 extern const wb_layer_kind wb_layer_attention_gqa; /* mixer: grouped-query attention */
 extern const wb_layer_kind wb_layer_attention_mla; /* mixer: multi-head latent attention */
+extern const wb_layer_kind wb_layer_delta_net;     /* mixer: gated delta net */
 extern const wb_layer_kind wb_layer_mlp;           /* feed-forward: dense SwiGLU */
 extern const wb_layer_kind wb_layer_moe;           /* feed-forward: a choice of experts */
 
