@@ -42,15 +42,20 @@ extern "C" {
     X(rmsnorm_forward)         \
     X(rmsnorm_backward)        \
     X(add_rmsnorm)             \
+    X(gated_rmsnorm_forward)   \
+    X(gated_rmsnorm_backward)  \
     X(rope)                    \
     X(gather_rows)             \
     X(scatter_rows)            \
     X(copy_columns)            \
+    X(copy_heads)              \
     X(swiglu_forward)          \
     X(swiglu_backward)         \
     X(add)                     \
     X(add_gated_forward)       \
     X(add_gated_backward)      \
+    X(sigmoid_gate_forward)    \
+    X(sigmoid_gate_backward)   \
     X(bias_forward)            \
     X(bias_backward)           \
     X(clamp)                   \
@@ -60,6 +65,10 @@ extern "C" {
     X(attention_backward)      \
     X(attention_prepare)       \
     X(kv_write)                \
+    X(short_conv_forward)      \
+    X(short_conv_backward)     \
+    X(gated_delta_forward)     \
+    X(gated_delta_backward)    \
     X(topk)                    \
     X(gate_forward)            \
     X(gate_backward)           \

@@ -1,5 +1,6 @@
 /* architecture.c - what a model is built of: embedding, the family's layers, head; what its MTP layers are
  * built of; and the memory of all weights. Refuses: values, files, where experts are (expert_placement.c). */
+#include "config.h"
 #include "layers/layer.h"
 #include "model_mtp.h"
 #include "registry.h"
@@ -19,13 +20,10 @@ static void declare_layer(wb_registry *registry, int32_t l) {
     declare_part(registry, l, &layer->feed_forward);
 }
 
-/* Each layer names embedding and head, which are the decoder's. The norm before the head is the layer's, and
- * the model's that of the layer that drafts (model_mtp.h). */
-static void declare_mtp(wb_registry *registry) {
+/* Each layer names embedding and head, which are the decoder's. */
+static void declare_numbered_mtp(wb_registry *registry) {
     wb_model *m = registry->model;
     const int64_t H = m->config.hidden_size, V = m->config.vocab_size;
-    m->embed = wb_registry_shared(registry, m->decoder->embed);
-    m->lm_head = wb_registry_shared(registry, m->decoder->lm_head);
     for (int32_t l = 0; l < m->config.n_layers; l++) {
         wb_mtp_layer *layer = &m->mtp_layers[l];
         wb_registry_tensor(registry, l, -1, "embed_tokens.weight", V, H, m->embed, 0);
@@ -36,6 +34,32 @@ static void declare_mtp(wb_registry *registry) {
         layer->norm = wb_registry_vector(registry, l, "shared_head.norm.weight", H);
         wb_registry_tensor(registry, l, -1, "shared_head.head.weight", V, H, m->lm_head, 0);
     }
+}
+
+/* All layers have these. */
+static void declare_named_mtp(wb_registry *registry) {
+    wb_model *m = registry->model;
+    const int64_t H = m->config.hidden_size;
+    const wb_mtp_layer all = {.enorm =
+                                  wb_registry_vector(registry, -1, "mtp.pre_fc_norm_embedding.weight", H),
+                              .hnorm = wb_registry_vector(registry, -1, "mtp.pre_fc_norm_hidden.weight", H),
+                              .eh_proj = wb_registry_matrix(registry, -1, "mtp.fc.weight", H, 2 * H),
+                              .norm = wb_registry_vector(registry, -1, "mtp.norm.weight", H)};
+    for (int32_t l = 0; l < m->config.n_layers; l++) {
+        m->mtp_layers[l] = all;
+        declare_layer(registry, l);
+    }
+}
+
+/* The norm before the head is the layer's, and the model's that of the layer that drafts (model_mtp.h). */
+static void declare_mtp(wb_registry *registry) {
+    wb_model *m = registry->model;
+    m->embed = wb_registry_shared(registry, m->decoder->embed);
+    m->lm_head = wb_registry_shared(registry, m->decoder->lm_head);
+    if (m->family->own_mtp_names)
+        declare_named_mtp(registry);
+    else
+        declare_numbered_mtp(registry);
     m->final_norm = m->mtp_layers[0].norm;
 }
 
@@ -66,7 +90,9 @@ static wb_status make_part(wb_model *m, const wb_layer_kind *kind, wb_part *part
 static wb_layer_parts parts_of(const wb_model *m, int32_t l) {
     const wb_family_rules *rules = m->family;
     if (rules->layer) return rules->layer(&m->config, l);
-    return (wb_layer_parts){rules->latent_attention ? &wb_layer_attention_mla : &wb_layer_attention_gqa,
+    return (wb_layer_parts){wb_config_has_delta(&m->config, l) ? &wb_layer_delta_net
+                            : rules->latent_attention          ? &wb_layer_attention_mla
+                                                               : &wb_layer_attention_gqa,
                             wb_config_is_moe(&m->config, l) ? &wb_layer_moe : &wb_layer_mlp};
 }
 

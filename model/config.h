@@ -13,6 +13,10 @@ enum { WB_LAYER_MASK_WORDS = WB_MAX_LAYERS / 64 };
 /* wb_config_load that also hands out the file's text, freed with free(). */
 wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out);
 
+/* What a config.json says of the language model, as a config.json of that one alone (config_nested.c): the
+ * object itself, or a copy of its text_config. Freed with json_decref. */
+wb_status wb_config_language_part(json_t *root, const wb_family_rules *rules, json_t **part_out);
+
 /* Reads the object of a config.json by the rules of its family into *config, whose `family` is set, and
  * checks it. */
 wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_config *config);
@@ -45,6 +49,26 @@ wb_status wb_config_read_shared(const json_t *root, int32_t absent, wb_config *c
 /* Latent attention (config_mla.c); reading sets all heads. */
 wb_status wb_config_read_mla(const json_t *root, wb_config *config);
 wb_status wb_config_check_mla(const wb_config *config, const wb_family_rules *rules);
+
+/* Gated delta net (config_delta.c). Reads when n_layers is set. */
+enum { WB_DELTA_INTERVAL = 4 }; /* every such layer has attention, where a file does not say which */
+wb_status wb_config_read_delta(const json_t *root, wb_config *config);
+wb_status wb_config_check_delta(const wb_config *config, const wb_family_rules *rules);
+int wb_config_write_delta(const wb_config *config, json_t *root); /* as the next ones */
+bool wb_config_has_delta(const wb_config *config, int32_t layer); /* in place of attention */
+/* Gives it to all layers but each interval-th one. */
+void wb_config_set_delta_layers(int32_t interval, wb_config *config);
+
+/* Widths of a token: queries and keys; values; all of them, which are the channels of the convolution. */
+static inline int64_t wb_delta_key_width(const wb_delta_sizes *d) {
+    return (int64_t)d->n_key_heads * d->key_dim;
+}
+static inline int64_t wb_delta_value_width(const wb_delta_sizes *d) {
+    return (int64_t)d->n_value_heads * d->value_dim;
+}
+static inline int64_t wb_delta_channels(const wb_delta_sizes *d) {
+    return 2 * wb_delta_key_width(d) + wb_delta_value_width(d);
+}
 
 /* They add their keys to a new config.json; non-zero: no memory. */
 int wb_config_write_mla(const wb_config *config, json_t *root);

@@ -62,7 +62,9 @@ static wb_status check_total(const wb_config *c) {
     double latent = ((double)c->mla.kv_rank + c->mla.rope_dim) * (H + 2.0 * c->n_heads);
     latent += (double)c->mla.q_rank * (H + q) +
               (double)c->mla.kv_rank * (2 * q + c->n_heads * (double)c->mla.value_dim);
-    double layer = 2 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe + dense + latent;
+    const wb_delta_sizes *d = &c->delta;
+    double delta = (H + d->conv_width) * (double)(wb_delta_channels(d) + 2 * wb_delta_value_width(d));
+    double layer = 3 * H * q + delta + 2 * H * kv + 4 * (H + q + kv) + moe + dense + latent;
     double all = layer * ((double)c->n_layers + c->n_mtp_layers) + 2 * H * c->vocab_size + H +
                  (double)c->max_positions * c->head_dim;
     if (all < 0x1p60) return WB_OK;
@@ -92,6 +94,7 @@ wb_status wb_config_check_by(const wb_config *c, const wb_family_rules *rules) {
     WB_TRY(wb_config_positive("rms_norm_eps", (double)c->norm_eps));
     WB_TRY(wb_config_check_rope(c, rules));
     WB_TRY(wb_config_check_mla(c, rules));
+    WB_TRY(wb_config_check_delta(c, rules));
     WB_TRY(check_heads_by(c, rules));
     WB_TRY(check_layers(c, rules));
     WB_TRY(check_router(c, rules));

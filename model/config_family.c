@@ -27,6 +27,17 @@ static void set_mla(wb_config *c) {
     c->head_dim = c->mla.nope_dim + c->mla.rope_dim;
 }
 
+/* Heads as those of attention, and every fourth layer has that. */
+static void set_delta(wb_config *c) {
+    if (c->delta.n_key_heads > 0) return;
+    c->delta = (wb_delta_sizes){.n_key_heads = c->n_kv_heads,
+                                .n_value_heads = c->n_heads,
+                                .key_dim = c->head_dim,
+                                .value_dim = c->head_dim,
+                                .conv_width = 4};
+    wb_config_set_delta_layers(WB_DELTA_INTERVAL, c);
+}
+
 wb_status wb_config_complete(wb_config *config) {
     const wb_family_rules *rules = wb_family_rules_of(config->family);
     if (!rules)
@@ -60,8 +71,10 @@ wb_status wb_config_complete(wb_config *config) {
                    .rope_scaling = rules->rope_scaling,
                    .swiglu_limit = rules->swiglu_limit,
                    .n_mtp_layers = config->n_mtp_layers,
-                   .mla = config->mla};
+                   .mla = config->mla,
+                   .delta = config->delta};
     if (rules->latent_attention) set_mla(&c);
+    if (rules->delta_net) set_delta(&c);
     set_layers(&c, rules);
     *config = c;
     return WB_OK;

@@ -177,7 +177,7 @@ static wb_status read_window(const json_t *root, const wb_family_rules *rules, b
 }
 
 wb_status wb_config_read_windows(const json_t *root, const wb_family_rules *rules, wb_config *c) {
-    const json_t *types = wb_json_value(root, "layer_types");
+    const json_t *types = rules->delta_net ? NULL : wb_json_value(root, "layer_types");
     bool on = false;
     int32_t window = 0;
     WB_TRY(read_window(root, rules, &on, &window));

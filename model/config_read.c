@@ -102,6 +102,7 @@ static wb_status read_sizes(const json_t *root, const wb_family_rules *rules, wb
     WB_TRY(wb_config_read_moe_layers(root, rules->moe_layers, rules->first_dense, c->n_layers,
                                      c->moe_layer_mask));
     WB_TRY(wb_config_read_windows(root, rules, c));
+    if (rules->delta_net) WB_TRY(wb_config_read_delta(root, c));
     WB_TRY(read_heads(root, rules, c));
     WB_TRY(wb_json_int(root, rules->expert_width_key, WB_JSON_REQUIRED, &c->expert_width));
     WB_TRY(wb_config_in_range(rules->expert_width_key, c->expert_width, 1, INT32_MAX / 2));
@@ -128,12 +129,26 @@ wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_c
     return wb_config_check_by(c, rules);
 }
 
-static wb_status read_root(const json_t *root, wb_config *c) {
+/* *text: of the file; out, of the part of it that is of the language model. */
+static wb_status read_part(json_t *root, const wb_family_rules *rules, wb_config *c, char **text) {
+    json_t *part;
+    WB_TRY(wb_config_language_part(root, rules, &part));
+    wb_status status = wb_config_parse(part, rules, c);
+    if (status == WB_OK && part != root) {
+        free(*text);
+        *text = json_dumps(part, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
+        if (!*text) status = wb_fail(WB_OUT_OF_MEMORY, "no memory for its text_config");
+    }
+    json_decref(part);
+    return status;
+}
+
+static wb_status read_root(json_t *root, wb_config *c, char **text) {
     const json_t *value = wb_json_value(root, "model_type");
     if (!value) return wb_fail(WB_CORRUPT, "model_type: expected a string, found none");
     if (!json_is_string(value)) return wb_json_wrong_type("model_type", value, "a string");
     WB_TRY(wb_family_find(value, &c->family));
-    return wb_config_parse(root, wb_family_rules_of(c->family), c);
+    return read_part(root, wb_family_rules_of(c->family), c, text);
 }
 
 wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out) {
@@ -145,7 +160,7 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
     wb_status status = wb_file_read(path, CONFIG_MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
     if (status == WB_OK) {
-        status = read_root(root, &config);
+        status = read_root(root, &config, &text);
         if (status != WB_OK) status = wb_fail_context(status, "%s", path);
     }
     json_decref(root);

@@ -23,7 +23,8 @@ static bool is_one_of(const char *key, const char *const *list) {
 
 /* A layout by layer type ({"full_attention": {...}}) or a key that this kind of rope does not have would
  * change the function, and must not be passed over. */
-static wb_status check_keys(const json_t *object, const char *owner, wb_rope_type type) {
+static wb_status check_keys(const json_t *object, const char *owner, wb_rope_type type,
+                            const char *const *ignored) {
     static const char *const plain[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor", NULL},
                              *const linear[] = {"factor", NULL},
                              *const yarn[] = {"factor",
@@ -41,6 +42,7 @@ static wb_status check_keys(const json_t *object, const char *owner, wb_rope_typ
     json_object_foreach((json_t *)(uintptr_t)object, key, value) {
         if (json_is_null(value) || is_one_of(key, plain)) continue;
         if (type != WB_ROPE_PLAIN && is_one_of(key, scaled[type])) continue;
+        if (ignored && is_one_of(key, ignored)) continue;
         return wb_fail(WB_UNSUPPORTED,
                        "%s: supported are rope_type, rope_theta and partial_rotary_factor, and the keys of "
                        "linear and yarn with these types, found %s",
@@ -138,11 +140,11 @@ static wb_status read_yarn(const json_t *object, int32_t positions, wb_rope_scal
     return wb_json_value(object, "truncate") ? wb_json_bool(object, "truncate", &s->truncate) : WB_OK;
 }
 
-static wb_status read_scaling(const json_t *object, const char *owner, int32_t positions,
-                              wb_rope_scaling *scaling_out) {
+static wb_status read_scaling(const json_t *object, const char *owner, const wb_family_rules *rules,
+                              int32_t positions, wb_rope_scaling *scaling_out) {
     wb_rope_scaling s = {.type = WB_ROPE_PLAIN};
     WB_TRY(read_type(object, &s.type));
-    WB_TRY(check_keys(object, owner, s.type));
+    WB_TRY(check_keys(object, owner, s.type, rules->rope_ignored));
     if (s.type == WB_ROPE_LINEAR) {
         WB_TRY(wb_json_number(object, "factor", 0, &s.factor));
         WB_TRY(wb_config_positive("factor", s.factor));
@@ -169,7 +171,7 @@ static wb_status read_scalings(const json_t *root, const wb_family_rules *rules,
         wb_rope_scaling scaling = {.type = WB_ROPE_PLAIN};
         if (!object) continue;
         if (!json_is_object(object)) return wb_json_wrong_type(owner, object, "an object");
-        const wb_status status = read_scaling(object, owner, c->max_positions, &scaling);
+        const wb_status status = read_scaling(object, owner, rules, c->max_positions, &scaling);
         if (status != WB_OK) return wb_fail_context(status, "%s", owner);
         if (first && !same_scaling(&scaling, &c->rope_scaling))
             return wb_fail(WB_INVALID_ARGUMENT, "%s: expected the rope of %s, found another", owner, first);

@@ -136,7 +136,12 @@ static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *m
     wb_config config = {0};
     json_object_del(root, "quantization_config");
     WB_TRY(wb_family_find(wb_json_value(root, "model_type"), &config.family));
-    WB_TRY(wb_config_parse(root, wb_family_rules_of(config.family), &config));
+    const wb_family_rules *rules = wb_family_rules_of(config.family);
+    json_t *part;
+    WB_TRY(wb_config_language_part(root, rules, &part));
+    const wb_status status = wb_config_parse(part, rules, &config);
+    json_decref(part);
+    WB_TRY(status);
     *vocab_out = (uint32_t)config.vocab_size;
     return wb_config_routes(&config, moe_layers, model);
 }

@@ -25,7 +25,7 @@ static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const
         "{s:[s], s:s, s:s, s:s, s:b, s:f, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:o, s:b, s:b, "
         "s:n, "
         "s:n, s:n}",
-        "architectures", rules->architecture, "model_type", rules->model_type, "torch_dtype", dtype,
+        "architectures", rules->architecture, "model_type", wb_family_file_type(rules), "torch_dtype", dtype,
         "hidden_act", "silu", bias, c->attention_bias, "attention_dropout", 0.0, "hidden_size",
         c->hidden_size, "num_hidden_layers", c->n_layers, "num_attention_heads", c->n_heads,
         "num_key_value_heads", c->n_kv_heads, "vocab_size", c->vocab_size, "max_position_embeddings",
@@ -44,6 +44,7 @@ static json_t *make_root(const wb_config *c, const wb_family_rules *rules, const
         failed = json_object_set_new(root, "routed_scaling_factor", wb_json_real(c->router.scale)) ||
                  json_object_set_new(root, "n_group", json_integer(at_least_one(c->router.n_group))) ||
                  json_object_set_new(root, "topk_group", json_integer(at_least_one(c->router.topk_group)));
+    if (!failed && rules->delta_net) failed = wb_config_write_delta(c, root);
     if (!failed && rules->write) failed = rules->write(c, root);
     if (!failed && rules->clips)
         failed =

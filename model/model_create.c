@@ -29,23 +29,31 @@ static bool ends_with(const char *name, const char *ending) {
     return n >= m && strcmp(name + n - m, ending) == 0;
 }
 
-/* Elements [first, first + n) of a new tensor, f32. */
-static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *out) {
-    const float constant = ends_with(t->name, "bias") || ends_with(t->name, "sinks") ? 0.0f : 1.0f;
+/* That of all elements of a new vector: biases and logarithms are 0, and norms multiply by 1. */
+static float constant_of(const wb_model *m, const wb_tensor *t) {
+    static const char *const zeros[] = {"bias", "sinks", "A_log"};
+    for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
+        if (ends_with(t->name, zeros[i])) return 0.0f;
+    return m->family->zero_centered_norms && !ends_with(t->name, "linear_attn.norm.weight") ? 0.0f : 1.0f;
+}
+
+/* Elements [first, first + n) of a new tensor, f32; constant: of a vector. */
+static void fill_new(const wb_tensor *t, float constant, uint64_t key, float std, int64_t first, int64_t n,
+                     float *out) {
     for (int64_t i = 0; i < n; i++)
         out[i] = t->n_dims == 1 ? constant : std * normal(key, (uint64_t)(first + i));
 }
 
 /* Elements [first, first + n) of a new tensor, as stored. Each depends on its number alone, so that threads
  * share them. */
-static void make_chunk(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *values,
-                       char *rounded) {
+static void make_chunk(const wb_tensor *t, float constant, uint64_t key, float std, int64_t first, int64_t n,
+                       float *values, char *rounded) {
     const int64_t n_parts = (n + PART_ELEMENTS - 1) / PART_ELEMENTS;
 #pragma omp parallel for schedule(static) if (n_parts > 1)
     for (int64_t part = 0; part < n_parts; part++) {
         const int64_t at = part * PART_ELEMENTS, left = n - at;
         const int64_t count = left < PART_ELEMENTS ? left : PART_ELEMENTS;
-        fill_new(t, key, std, first + at, count, values + at);
+        fill_new(t, constant, key, std, first + at, count, values + at);
         wb_convert(count, values + at, WB_F32, rounded + (size_t)at * wb_dtype_size(t->dtype), t->dtype);
     }
 }
@@ -56,7 +64,7 @@ static wb_status init_tensor(const wb_model *m, const wb_tensor *t, uint64_t see
     const size_t size = wb_dtype_size(t->dtype);
     for (int64_t first = 0; first < t->n; first += CHUNK_ELEMENTS) {
         const int64_t n = t->n - first < CHUNK_ELEMENTS ? t->n - first : CHUNK_ELEMENTS;
-        make_chunk(t, key, std, first, n, values, rounded);
+        make_chunk(t, constant_of(m, t), key, std, first, n, values, rounded);
         WB_TRY(m->device->to_device(m->device, (char *)t->data + (size_t)first * size, rounded,
                                     (size_t)n * size));
     }

@@ -24,6 +24,7 @@ typedef struct loader {
     float *scratch;        /* [CHUNK_ELEMENTS] of the widest dtype */
     float *values;         /* [CHUNK_ELEMENTS] */
     const char *quantized; /* the first tensor that is; owner: files */
+    size_t n_passed_over;  /* tensors of what images pass through */
     wb_owner memory;
 } loader;
 
@@ -121,12 +122,22 @@ static void surplus_layer(const loader *ld, const char *name, char *text_out, si
                  c->n_layers, c->n_mtp_layers);
 }
 
-static wb_status check_surplus(const loader *ld) {
+/* What images pass through in a model of text and images. */
+static bool is_passed_over(const wb_model *model, const char *name) {
+    const char *prefix = model->family->passed_over;
+    return prefix && strncmp(name, prefix, strlen(prefix)) == 0;
+}
+
+static wb_status check_surplus(loader *ld) {
     const char *first = NULL;
     size_t surplus = 0;
     for (size_t i = 0; i < wb_safetensors_count(ld->files); i++) {
         const char *name = wb_safetensors_name(ld->files, i);
         if (ld->used[i] || harmless(ld->model, name)) continue;
+        if (is_passed_over(ld->model, name)) {
+            ld->n_passed_over++;
+            continue;
+        }
         if (!first) first = name;
         surplus++;
     }
@@ -142,6 +153,11 @@ static wb_status check_surplus(const loader *ld) {
 
 /* What a person should know of what was read. */
 static wb_status make_notes(const loader *ld) {
+    if (ld->n_passed_over > 0)
+        WB_TRY(wb_model_add_note(ld->model,
+                                 "%s: %zu tensors %s* are not of the language model: they were passed over, "
+                                 "and a save will be of a model of text",
+                                 ld->dir, ld->n_passed_over, ld->model->family->passed_over));
     if (!ld->quantized) return WB_OK;
     return wb_model_add_note(ld->model, "%s: tensor %s: quantized weights were widened, and are saved as %s",
                              ld->dir, ld->quantized, wb_dtype_name(ld->model->dtype));
@@ -185,7 +201,7 @@ static wb_status load_all(loader *ld, wb_model *model, uint64_t *digests_out) {
 
 static bool has_bf16_matrix(const wb_model *model) {
     for (int32_t i = 0; i < model->n_tensors; i++)
-        if (model->tensors[i].n_dims > 1 && model->tensors[i].file_dtype == WB_BF16) return true;
+        if (model->tensors[i].n_dims == 2 && model->tensors[i].file_dtype == WB_BF16) return true;
     return false;
 }
 

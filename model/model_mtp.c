@@ -7,12 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Every layer is an MoE layer, as the decoder's last one. */
+/* Every layer is an MoE layer, as the decoder's last one, and has attention. */
 static wb_config config_of(const wb_config *decoder) {
     wb_config config = *decoder;
     config.n_layers = decoder->n_mtp_layers;
     config.n_mtp_layers = 0;
     memset(config.moe_layer_mask, 0, sizeof config.moe_layer_mask);
+    memset(config.delta.layer_mask, 0, sizeof config.delta.layer_mask);
     for (int32_t l = 0; l < config.n_layers; l++) config.moe_layer_mask[l / 64] |= UINT64_C(1) << (l % 64);
     return config;
 }

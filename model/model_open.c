@@ -8,17 +8,37 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char no_mtp[] = "the files have no MTP layers, of which the configuration speaks";
+
+/* How many layers there are by names of their own: the number behind the largest of them. */
+static int32_t count_named_mtp(const wb_safetensors *files) {
+    int32_t n = 0;
+    for (size_t i = 0; i < wb_safetensors_count(files); i++) {
+        int l;
+        if (sscanf(wb_safetensors_name(files, i), "mtp.layers.%d.", &l) == 1 && l >= n && l < WB_MAX_LAYERS)
+            n = l + 1;
+    }
+    return n;
+}
+
 /* A checkpoint whose configuration has MTP layers may have none: who saves the decoder alone leaves the key.
  * *note_out: what that means, or NULL. */
 static void find_mtp_layers(const wb_safetensors *files, wb_config *config, const char **note_out) {
     char first[WB_TENSOR_NAME_BYTES];
     *note_out = NULL;
+    if (wb_family_rules_of(config->family)->own_mtp_names) {
+        const int32_t said = config->n_mtp_layers, n = count_named_mtp(files);
+        if (n > 0 && said > 0) return;
+        config->n_mtp_layers = n;
+        if (said > 0) *note_out = no_mtp;
+        return;
+    }
     if (config->n_mtp_layers == 0) return;
     snprintf(first, sizeof first, "model.layers.%d.", config->n_layers);
     for (size_t i = 0; i < wb_safetensors_count(files); i++)
         if (strncmp(wb_safetensors_name(files, i), first, strlen(first)) == 0) return;
     config->n_mtp_layers = 0;
-    *note_out = "the files have no MTP layers, of which the configuration speaks";
+    *note_out = no_mtp;
 }
 
 /* What was passed over, in files and beside them. */

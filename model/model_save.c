@@ -96,7 +96,7 @@ static void list_tensors(shard *s, const wb_model *m) {
         s->views[s->n++] = (wb_tensor_view){.name = t->name,
                                             .dtype = dtype,
                                             .n_dims = t->n_dims,
-                                            .shape = {t->shape[0], t->shape[1]},
+                                            .shape = {t->shape[0], t->shape[1], t->shape[2]},
                                             .bytes = (size_t)t->n * wb_dtype_size(dtype)};
     }
 }
@@ -165,12 +165,13 @@ static wb_status write_index(const wb_model *m, bool as_opened, const char *dir)
     return status;
 }
 
-/* What config.json says of the whole: bf16 where all matrices are. A model that is saved as it was opened may
- * have had some in f32, as checkpoints keep their routers, and is still called bf16. */
+/* What config.json says of the whole: bf16 where all matrices are; taps, as vectors, are none. A model that is
+ * saved as it was opened may have had some in f32, as checkpoints keep their routers, and is still called
+ * bf16. */
 static wb_dtype matrix_dtype(const wb_model *m, bool as_opened) {
     bool some = false, all = true;
     for (int32_t i = 0; i < m->n_tensors; i++) {
-        if (m->tensors[i].n_dims < 2) continue;
+        if (m->tensors[i].n_dims != 2) continue;
         const bool is_bf16 = wb_saved_dtype(&m->tensors[i], as_opened) == WB_BF16;
         some |= is_bf16;
         all &= is_bf16;

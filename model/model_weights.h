@@ -130,6 +130,12 @@ static inline const float *wb_model_vector(const wb_model *model, int32_t param)
     return model->params[param].memory.data;
 }
 
+/* The norm of the residual stream, of queries and of keys whose weights are vector `param`. */
+static inline wb_norm wb_model_norm(const wb_model *model, int32_t param) {
+    return (wb_norm){wb_model_vector(model, param), model->config.norm_eps,
+                     model->family->zero_centered_norms};
+}
+
 /* ---- activations ----------------------------------------------------------------------------- */
 
 /* What lies in a buffer that was placed by wb_place_activations (layer.h). */
@@ -157,9 +163,14 @@ wb_status wb_model_blank(const wb_config *config, const wb_model_options *option
  * nothing can be agreed. What else may be wrong in them is wb_model_new's to refuse, which ranks agree on. */
 wb_status wb_model_read_options(const wb_model_options *options, wb_model_options *own_out);
 
+/* Of MTP layers: whether their names are another place's than the decoder's (wb_family_rules). */
+static inline bool wb_model_own_mtp_names(const wb_model *model) {
+    return model->decoder && model->family->own_mtp_names;
+}
+
 /* The number of layer 0 in the names of a checkpoint. */
 static inline int32_t wb_model_first_layer(const wb_model *model) {
-    return model->decoder ? model->decoder->config.n_layers : 0;
+    return model->decoder && !model->family->own_mtp_names ? model->decoder->config.n_layers : 0;
 }
 
 /* That all ranks have the same model. `source` tells checkpoints or seeds apart. Collective. */

@@ -1,5 +1,6 @@
 /* op_sizes.c - see op_sizes.h. Refuses: what an op makes of its sizes. */
 #include "op_sizes.h"
+#include "config.h"
 #include "model_dispatch.h"
 
 /* Elements of the largest gradient, of whose squares an optimizer takes the sum. */
@@ -20,21 +21,33 @@ static wb_attention heads_of(const wb_config *config) {
         .n_kv_heads = 1, .head_dim = mla->kv_rank + mla->rope_dim, .value_dim = mla->kv_rank};
 }
 
+/* Of the rows of dense parts, and of mixers beside queries, keys and values of attention. */
+static int64_t widest_of(const wb_model *model) {
+    const wb_config *c = &model->config;
+    const int64_t q = (int64_t)c->n_heads * c->head_dim,
+                  rows[] = {c->dense_width, c->shared_width, model->family->query_gate ? 2 * q : 0,
+                            wb_delta_channels(&c->delta) + wb_delta_value_width(&c->delta)};
+    int64_t widest = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (rows[i] > widest) widest = rows[i];
+    return widest;
+}
+
 wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows) {
     const wb_config *config = &model->config;
     const wb_attention heads = heads_of(config);
+    const wb_delta_sizes *d = &config->delta;
     const wb_op_sizes most = {.tokens = sizes->tokens,
                               .expert_rows = sizes->expert_rows,
                               .hidden = config->hidden_size,
-                              .dense_width = config->dense_width > config->shared_width
-                                                 ? config->dense_width
-                                                 : config->shared_width,
+                              .dense_width = widest_of(model),
                               .expert_width = config->expert_width,
                               .n_heads = config->n_heads,
                               .n_kv_heads = heads.n_kv_heads,
                               .head_dim = heads.head_dim,
                               .value_dim = heads.value_dim,
                               .keys = keys,
+                              .delta = {d->n_key_heads, d->n_value_heads, d->key_dim, d->value_dim},
                               .router = config->router,
                               .n_sources = model->n_ranks,
                               .n_slots = wb_model_n_slots(model),

@@ -13,11 +13,16 @@ const char *wb_registry_name(const wb_model *model, const char *name) {
     return name;
 }
 
+/* What the names of layers begin with. */
+static const char *layers_name(const wb_model *model) {
+    return wb_model_own_mtp_names(model) ? "mtp.layers" : wb_registry_name(model, "model.layers");
+}
+
 void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
                            char full_out[WB_TENSOR_NAME_BYTES]) {
     const size_t size = WB_TENSOR_NAME_BYTES;
     const char *own = wb_registry_name(model, name);
-    const char *layers = wb_registry_name(model, "model.layers");
+    const char *layers = layers_name(model);
     layer += layer >= 0 ? wb_model_first_layer(model) : 0;
     if (expert >= 0)
         snprintf(full_out, size, "%s.%d.%s.%d.%s", layers, layer, wb_registry_name(model, "mlp.experts"),
@@ -48,14 +53,15 @@ static int count_dots(const char *name) {
 
 void wb_registry_usual_name(const wb_model *model, const wb_tensor *t, char usual_out[WB_TENSOR_NAME_BYTES]) {
     const size_t size = WB_TENSOR_NAME_BYTES;
-    const int in_layer = count_dots(wb_registry_name(model, "model.layers")) + 2,
+    const char *layers = wb_model_own_mtp_names(model) ? "mtp.layers" : "model.layers";
+    const int in_layer = count_dots(layers_name(model)) + 2,
               in_expert = in_layer + count_dots(wb_registry_name(model, "mlp.experts")) + 2,
               layer = t->layer + wb_model_first_layer(model);
     if (t->expert >= 0)
-        snprintf(usual_out, size, "model.layers.%d.mlp.experts.%d.%s", layer, t->expert,
+        snprintf(usual_out, size, "%s.%d.mlp.experts.%d.%s", layers, layer, t->expert,
                  usual_name(model, behind_dots(t->name, in_expert)));
     else if (t->layer >= 0)
-        snprintf(usual_out, size, "model.layers.%d.%s", layer,
+        snprintf(usual_out, size, "%s.%d.%s", layers, layer,
                  usual_name(model, behind_dots(t->name, in_layer)));
     else
         snprintf(usual_out, size, "%s", usual_name(model, t->name));
@@ -104,7 +110,7 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
                                     .layer = layer,
                                     .expert = expert,
                                     .n_dims = cols > 0 ? 2 : 1,
-                                    .shape = {rows, cols > 0 ? cols : 1},
+                                    .shape = {rows, cols > 0 ? cols : 1, 1},
                                     .n = rows * (cols > 0 ? cols : 1),
                                     .dtype = model->params[param].dtype,
                                     .file_dtype = model->params[param].dtype,
@@ -125,6 +131,18 @@ int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *nam
 int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n) {
     const int32_t param = wb_registry_storage(registry, WB_F32, n, 1);
     wb_registry_tensor(registry, layer, -1, name, n, 0, param, 0);
+    return param;
+}
+
+int32_t wb_registry_taps(wb_registry *registry, int32_t layer, const char *name, int64_t channels,
+                         int64_t width) {
+    const int32_t param = wb_registry_storage(registry, WB_F32, channels, width);
+    wb_registry_tensor(registry, layer, -1, name, channels, width, param, 0);
+    if (!registry->fill) return param;
+    wb_tensor *tensor = &registry->model->tensors[registry->n_tensors - 1];
+    tensor->n_dims = 3;
+    tensor->shape[1] = 1;
+    tensor->shape[2] = width;
     return param;
 }
 

@@ -38,6 +38,11 @@ int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *nam
                            int64_t cols);
 int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *name, int64_t n);
 
+/* Likewise the taps of a convolution over a channel each, f32 [channels, width], which files have as
+ * [channels, 1, width]. */
+int32_t wb_registry_taps(wb_registry *registry, int32_t layer, const char *name, int64_t channels,
+                         int64_t width);
+
 /* What the family calls a tensor, or a part of its name. */
 const char *wb_registry_name(const wb_model *model, const char *name);
 

@@ -33,12 +33,18 @@ static void add_options(const wb_config *c, text *t) {
     const wb_router *r = &c->router;
     const wb_rope_scaling *s = &c->rope_scaling;
     const wb_mla_sizes *m = &c->mla;
+    const wb_delta_sizes *d = &c->delta;
     if (r->n_group > 1) add(t, "\ngroups %d %d", r->n_group, r->topk_group);
     if (r->normalize && looks_at_normalize(r->type)) add(t, "\nnormalized");
     if (c->shared_width > 0) add(t, "\nshared_width %d", c->shared_width);
     if (m->kv_rank > 0)
         add(t, "\nmla %d %d %d %d %d %d", m->kv_rank, m->q_rank, m->nope_dim, m->rope_dim, m->value_dim,
             m->interleaved);
+    if (d->n_key_heads > 0) {
+        add(t, "\ndelta %d %d %d %d %d", d->n_key_heads, d->n_value_heads, d->key_dim, d->value_dim,
+            d->conv_width);
+        for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, d->layer_mask[i]);
+    }
     if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
     if (c->swiglu_limit > 0) add(t, "\nswiglu_limit %.9g", (double)c->swiglu_limit);
     if (c->window > 0) {

@@ -47,6 +47,19 @@ static bool is_float(wb_dtype dtype) {
     return dtype == WB_F32 || dtype == WB_BF16 || dtype == WB_F16;
 }
 
+/* ---- names ----------------------------------------------------------------------------------- */
+
+/* Of a tensor, or its name where it is that of a model of text within a model of text and images. */
+static size_t look_up(const search *s, const char *name) {
+    static const char usual[] = "model.";
+    const char *nested = s->model->family->nested_prefix;
+    char other[2 * WB_TENSOR_NAME_BYTES];
+    const size_t index = wb_safetensors_lookup(s->files, name);
+    if (index != SIZE_MAX || !nested || strncmp(name, usual, sizeof usual - 1) != 0) return index;
+    snprintf(other, sizeof other, "%s%s", nested, name + sizeof usual - 1);
+    return wb_safetensors_lookup(s->files, other);
+}
+
 /* ---- by itself, plain or FP8 ----------------------------------------------------------------- */
 
 /* A scale for each block that a matrix is cut into from its first row and column on. */
@@ -60,7 +73,7 @@ static wb_status take_scales(const search *s, const char *name) {
                        "config.json",
                        f->view.file, name);
     snprintf(scales, sizeof scales, "%s_scale_inv", name);
-    f->scales_index = wb_safetensors_lookup(s->files, scales);
+    f->scales_index = look_up(s, scales);
     if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, scales);
     WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
     const int64_t shape[2] = {(s->tensor->shape[0] + block[0] - 1) / block[0],
@@ -119,7 +132,7 @@ static size_t find_rows(const search *s, wb_fused_place *p) {
     size_t index = SIZE_MAX;
     for (size_t i = 0; i < 2 && index == SIZE_MAX; i++) {
         wb_registry_full_name(m, s->tensor->layer, -1, names[down][i], p->name);
-        index = wb_safetensors_lookup(s->files, p->name);
+        index = look_up(s, p->name);
     }
     return index;
 }
@@ -177,9 +190,9 @@ static wb_status find_in_experts(const search *s, bool *found_out) {
 wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
                                 const wb_tensor *t, wb_tensor_source *source_out) {
     char usual[WB_TENSOR_NAME_BYTES];
-    *source_out = (wb_tensor_source){.scales_index = SIZE_MAX, .columns = t->shape[1]};
+    *source_out = (wb_tensor_source){.scales_index = SIZE_MAX, .columns = t->n / t->shape[0]};
     const search s = {model, files, dir, t, source_out};
-    const size_t own = wb_safetensors_lookup(files, t->name);
+    const size_t own = look_up(&s, t->name);
     if (own != SIZE_MAX) return take_single(&s, t->name, own);
     if (t->expert >= 0) {
         bool found;

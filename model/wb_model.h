@@ -48,7 +48,9 @@ extern "C" {
     X(MIXTRAL, mixtral)         \
     X(GPT_OSS, gpt_oss)         \
     X(DEEPSEEK_V2, deepseek_v2) \
-    X(DEEPSEEK_V3, deepseek_v3)
+    X(DEEPSEEK_V3, deepseek_v3) \
+    X(QWEN3_NEXT, qwen3_next)   \
+    X(QWEN3_5_MOE, qwen3_5_moe)
 
 #define X(NAME, name) WB_FAMILY_##NAME,
 typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
@@ -67,6 +69,15 @@ typedef struct wb_mla_sizes {
     int32_t value_dim; /* of a head */
     bool interleaved;  /* the rotation is of neighbours, not of halves */
 } wb_mla_sizes;
+
+/* Gated delta net: a mixer whose memory of a sequence is a matrix a head, of a fixed size. All zero: no layer
+ * has it. */
+typedef struct wb_delta_sizes {
+    int32_t n_key_heads, n_value_heads; /* of each key head n_value_heads / n_key_heads value heads */
+    int32_t key_dim, value_dim;         /* of a head */
+    int32_t conv_width;                 /* taps of the convolution that queries, keys and values go through */
+    uint64_t layer_mask[16];            /* bit l: layer l has it in place of attention */
+} wb_delta_sizes;
 
 /* How the frequencies of the rotary embedding are scaled, for longer contexts than a model began with. */
 typedef enum wb_rope_type { WB_ROPE_PLAIN, WB_ROPE_LINEAR, WB_ROPE_YARN } wb_rope_type;
@@ -119,6 +130,7 @@ typedef struct wb_config {
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
     wb_mla_sizes mla;
+    wb_delta_sizes delta;
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
@@ -268,8 +280,8 @@ typedef struct wb_tensor {
     const char *name; /* owner: model */
     int32_t layer;    /* -1: not of a layer */
     int32_t expert;   /* logical id; -1: not per expert */
-    int32_t n_dims;
-    int64_t shape[2];
+    int32_t n_dims;   /* 1: a vector, 2: a matrix, 3: the taps of a convolution, [channels, 1, width] */
+    int64_t shape[3];
     int64_t n; /* elements */
     wb_dtype dtype;
     /* In the files that the model was opened from, bf16 of what is quantized beside matrices of bf16;

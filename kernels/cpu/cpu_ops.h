@@ -41,6 +41,8 @@ size_t WB_CPU(sample_bytes)(int64_t V);
 /* Of args the heads alone are read. */
 size_t WB_CPU(attention_forward_bytes)(const wb_attention *args, int64_t keys);
 size_t WB_CPU(attention_backward_bytes)(const wb_attention *args, int64_t keys);
+size_t WB_CPU(delta_forward_bytes)(wb_delta_heads heads);
+size_t WB_CPU(delta_backward_bytes)(wb_delta_heads heads);
 
 /* And that the threads of an op share. Of attention, n_heads: those of a backward with sinks, 0 of others. */
 static inline size_t wb_cpu_attention_plan_bytes(int64_t T, int64_t n_heads) {
@@ -48,6 +50,10 @@ static inline size_t wb_cpu_attention_plan_bytes(int64_t T, int64_t n_heads) {
 }
 static inline size_t wb_cpu_group_bytes(int64_t n_products) {
     return (size_t)n_products * sizeof(wb_matmul) + (size_t)(n_products + 1) * sizeof(int64_t);
+}
+/* Of the backward of a gated delta rule. */
+static inline size_t wb_cpu_delta_bytes(int64_t T, wb_delta_heads heads) {
+    return (size_t)(T * heads.n_value) * sizeof(float);
 }
 enum { WB_CPU_SUM_BLOCK = 8192 };
 static inline size_t wb_cpu_sum_bytes(int64_t n) {

@@ -63,6 +63,23 @@ wb_status copy_blocks(wb_device *dev, int64_t n, int64_t width, size_t size, wb_
            to_stride / each);
 }
 
+/* As copy_elements; block `row` is head row % n_heads of token row / n_heads. */
+template <typename E>
+__global__ void __launch_bounds__(BLOCK)
+    copy_head_elements(int64_t T, int64_t n_heads, int64_t width, const E *from, int64_t from_row,
+                       int64_t from_head, E *to, int64_t to_row, int64_t to_head) {
+    const int64_t i = thread_number(), block = i / width, column = i % width;
+    const int64_t t = block / n_heads, h = block % n_heads;
+    if (t < T) to[t * to_row + h * to_head + column] = from[t * from_row + h * from_head + column];
+}
+
+template <typename E> wb_status copy_head_blocks(wb_device *dev, size_t size, const wb_copy_heads *a) {
+    const int64_t each = static_cast<int64_t>(sizeof(E) / size);
+    LAUNCH(dev, "copy_heads", a->T * a->n_heads * (a->width / each), 1, copy_head_elements<E>, a->T,
+           a->n_heads, a->width / each, static_cast<const E *>(a->from.data), a->from_row / each,
+           a->from_head / each, static_cast<E *>(a->to.data), a->to_row / each, a->to_head / each);
+}
+
 __global__ void __launch_bounds__(BLOCK)
     write_cache(int64_t T, int64_t width, wb_rows x, const int64_t *rows, wb_rows cache) {
     const int64_t i = thread_number(), t = i / width;
@@ -111,6 +128,18 @@ wb_status wb_cuda_copy_columns(wb_device *dev, int64_t n, int64_t width, wb_rows
     if (from.dtype == WB_F32)
         return copy_blocks<uint32_t>(dev, n, width, size, from, from_stride, to, to_stride);
     return copy_blocks<uint16_t>(dev, n, width, size, from, from_stride, to, to_stride);
+}
+
+wb_status wb_cuda_copy_heads(wb_device *dev, const wb_copy_heads *a) {
+    WB_TRY(operand_check("copy_heads", "from", a->from.dtype));
+    WB_TRY(operand_check_like("copy_heads", "to", a->to.dtype, "from", a->from.dtype));
+    if (a->T == 0 || a->n_heads == 0 || a->width == 0) return WB_OK;
+    const size_t size = wb_dtype_size(a->from.dtype);
+    const size_t bytes =
+        static_cast<size_t>(a->width | a->from_row | a->from_head | a->to_row | a->to_head) * size;
+    if (in_sixteens(bytes, a->from.data, a->to.data)) return copy_head_blocks<uint4>(dev, size, a);
+    if (a->from.dtype == WB_F32) return copy_head_blocks<uint32_t>(dev, size, a);
+    return copy_head_blocks<uint16_t>(dev, size, a);
 }
 
 wb_status wb_cuda_kv_write(wb_device *dev, int64_t T, int64_t width, wb_rows x, const int64_t *rows,

@@ -46,12 +46,15 @@ typedef enum wb_window_rule {
 typedef struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
     const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
+    const char *file_type; /* model_type of a new file, where that is another one; NULL: model_type */
+    bool text_config;      /* a file may be of a model of text and images, and say this in its text_config */
 
     /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
     const char *expert_width_key; /* of F */
     const char *experts_key;      /* of E, where a new file is written; NULL: num_experts */
     wb_qk_norm qk_norm;
     bool latent_attention; /* wb_config.mla is read, and head_dim and n_kv_heads follow from it */
+    bool delta_net;        /* wb_config.delta is read, in place of windows */
     bool qk_norm_varies;   /* between that and WB_QK_NORM_PER_HEAD, as `read` finds */
     double norm_eps, rope_theta;
     int32_t max_positions;
@@ -65,6 +68,8 @@ typedef struct wb_family_rules {
     int32_t n_group, topk_group;  /* where there is a router_scale */
     wb_rope_scaling rope_scaling; /* where neither rope_scaling nor rope_parameters is there */
     const char *const *rope_keys; /* up to NULL: further keys about rope, which `read` takes; or NULL */
+    /* up to NULL: keys of rope's objects that change nothing in a model of text; or NULL */
+    const char *const *rope_ignored;
     double rotary_factor; /* partial_rotary_factor; 0: the family has no such key, all of a head is turned */
     wb_moe_rule moe_layers;
     int32_t first_dense; /* WB_MOE_FROM_LAYER: first_k_dense_replace */
@@ -82,10 +87,16 @@ typedef struct wb_family_rules {
     int (*write)(const wb_config *config, json_t *root);
 
     /* ---- layers and tensors ---- */
-    /* NULL: attention, latent or not, and experts where moe_layer_mask says so, else an MLP. */
+    /* NULL: a gated delta net where delta.layer_mask says so, else attention, latent or not; and experts
+     * where moe_layer_mask says so, else an MLP. */
     wb_layer_parts (*layer)(const wb_config *config, int32_t l);
-    bool no_output_bias; /* attention_bias is of q, k and v alone */
-    bool sinks;          /* attention has a logit a head beside those of the keys: self_attn.sinks */
+    bool no_output_bias;      /* attention_bias is of q, k and v alone */
+    bool zero_centered_norms; /* norms multiply by 1 + w, but those of the heads of a gated delta net */
+    bool query_gate; /* q_proj gives each head a gate behind its query, for the sigmoid of what it finds */
+    /* The projections of a gated delta net are two matrices, whose rows are grouped by key head: [q | k | v |
+     * z] and [b | a]. */
+    bool grouped_delta;
+    bool sinks; /* attention has a logit a head beside those of the keys: self_attn.sinks */
     /* Routers and experts have biases, and the SwiGLU of experts is clamped at swiglu_limit. */
     bool expert_biases;
     /* In files all experts of a layer are one tensor, transposed, columns of gate and up in turn
@@ -95,6 +106,12 @@ typedef struct wb_family_rules {
     bool selection_bias;
     /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */
     bool shared_gate;
+    /* False: layers for multi-token prediction are numbered behind the decoder's. True: they are
+     * mtp.layers.<i>, all share what stands before and behind the block, and files need not say how many. */
+    bool own_mtp_names;
+    /* What "model." may be in files of models of text and images, and what the names begin with that are
+     * passed over in them; or NULL. */
+    const char *nested_prefix, *passed_over;
     const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
 } wb_family_rules;
 
@@ -108,6 +125,11 @@ enum { WB_N_FAMILIES = 0 WB_FAMILY_LIST(X) };
 
 /* The rules of a family; NULL for a value that is none. */
 const wb_family_rules *wb_family_rules_of(wb_family family);
+
+/* model_type of a new file. */
+static inline const char *wb_family_file_type(const wb_family_rules *rules) {
+    return rules->file_type ? rules->file_type : rules->model_type;
+}
 
 /* The family of a model_type; UNSUPPORTED names the known ones. `value` is a string. */
 wb_status wb_family_find(const json_t *value, wb_family *family_out);

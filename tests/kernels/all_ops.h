@@ -74,16 +74,23 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     keep_floats(o, table, V * H, "embed_backward");
     keep_floats(o, y, T * H, "embed_forward");
     y = floats(T * H);
-    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(y)));
-    assert_ok(
-        dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(d), wb_f32_rows(dx), dw));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), norm_of(w, false), wb_f32_rows(y)));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), norm_of(w, false), wb_f32_rows(d),
+                                    wb_f32_rows(dx), dw));
     keep_floats(o, y, T * H, "rmsnorm_forward");
     float *sum = copied(d, T * H), *normed = floats(T * H);
-    assert_ok(dev->add_rmsnorm(dev, T, H, wb_f32_rows(x), wb_f32_rows(sum), w, 1e-6f, wb_f32_rows(normed)));
+    assert_ok(dev->add_rmsnorm(dev, T, H, wb_f32_rows(x), wb_f32_rows(sum), norm_of(w, false),
+                               wb_f32_rows(normed)));
     keep_floats(o, sum, T * H, "add_rmsnorm y");
     keep_floats(o, normed, T * H, "add_rmsnorm normed");
     keep_floats(o, dx, T * H, "rmsnorm_backward dx");
     keep_floats(o, dw, H, "rmsnorm_backward dw");
+    y = floats(T * H), dx = floats(T * H);
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), norm_of(w, true), wb_f32_rows(y)));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), norm_of(w, true), wb_f32_rows(d),
+                                    wb_f32_rows(dx), NULL));
+    keep_floats(o, y, T * H, "rmsnorm_forward, zero-centered");
+    keep_floats(o, dx, T * H, "rmsnorm_backward dx, zero-centered");
     y = floats(T * H / 2), dx = floats(T * H);
     assert_ok(dev->swiglu_forward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(y)));
     assert_ok(dev->swiglu_backward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(dx)));
@@ -143,9 +150,8 @@ static inline void all_inputs(wb_device *dev, int64_t T, int64_t hd, const int32
                                       .q = wb_f32_rows(q),
                                       .k = wb_f32_rows(k),
                                       .v = wb_f32_rows(v),
-                                      .q_norm = w,
-                                      .k_norm = w,
-                                      .eps = 1e-6f,
+                                      .q_norm = norm_of(w, false),
+                                      .k_norm = norm_of(w, true),
                                       .clip = 0.9f,
                                       .pos = pos,
                                       .cos_table = c,
@@ -204,6 +210,19 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
     assert_ok(dev->rope(dev, &rope));
     assert_ok(
         dev->copy_columns(dev, T, nh * hd / 2, wb_rows_from(rope.x, nh * hd / 2), nh * hd, rope.x, nh * hd));
+    /* The halves of two heads change places. */
+    float *turned = floats(T * nh * hd);
+    const wb_copy_heads heads = {.T = T,
+                                 .n_heads = nh,
+                                 .width = hd / 2,
+                                 .from = wb_rows_from(rope.x, hd / 2),
+                                 .from_row = nh * hd,
+                                 .from_head = hd,
+                                 .to = wb_f32_rows(turned),
+                                 .to_row = nh * hd,
+                                 .to_head = hd / 2};
+    assert_ok(dev->copy_heads(dev, &heads));
+    keep_floats(o, turned, T * nh * hd, "heads in another order");
     float *fresh = random_floats(T * nkv * hd, -1, 1), *k = floats(3 * T * nkv * hd),
           *v = floats(3 * T * nkv * hd);
     uint16_t *k_half = xalloc(3 * T * nkv * hd, 2);

@@ -88,18 +88,21 @@ OP(embed_backward) {
     return dev->embed_backward(dev, n, W, tokens + begin, r[0], sums);
 }
 OP(norm) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[1]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[1]);
+}
+OP(norm_zero_centered) {
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, true), r[1]);
 }
 OP(norm_in_place) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[0]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[0]);
 }
 OP(norm_backward) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[2], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, false), r[1], r[2], n == T ? sums : NULL);
 }
 OP(norm_backward_in_place) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[1], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, true), r[1], r[1], n == T ? sums : NULL);
 }
 static inline wb_rope rope_args(int64_t n, wb_rows x) {
     return (wb_rope){.T = n,
@@ -128,6 +131,18 @@ OP(rope_pairs) {
 }
 OP(copy_columns) {
     return dev->copy_columns(dev, n, W - 3, wb_rows_from(r[0], 2), W, wb_rows_from(r[1], 1), W);
+}
+OP(copy_heads) {
+    const wb_copy_heads args = {.T = n,
+                                .n_heads = 2,
+                                .width = 3,
+                                .from = wb_rows_from(r[0], 1),
+                                .from_row = W,
+                                .from_head = 5,
+                                .to = r[1],
+                                .to_row = W,
+                                .to_head = 4};
+    return dev->copy_heads(dev, &args);
 }
 OP(gather) {
     return dev->gather_rows(dev, n, W, index_of + begin, r[0], r[1]);
@@ -303,6 +318,7 @@ static const op_case cases[] = {
     {"embed_forward", run_embed, true, false, false, {{"y", W, OUT}}},
     {"embed_backward", run_embed_backward, false, false, false, {{"dy", W, IN}}},
     {"rmsnorm_forward", run_norm, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
+    {"rmsnorm_forward", run_norm_zero_centered, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
     {"rmsnorm_forward", run_norm_in_place, true, false, false, {{"x", W, SUM}}},
     {"rmsnorm_backward",
      run_norm_backward,
@@ -315,6 +331,7 @@ static const op_case cases[] = {
     {"rope", run_rope_back, true, false, false, {{"x", W, SUM}}},
     {"rope", run_rope_pairs, true, false, false, {{"x", W, SUM}}},
     {"copy_columns", run_copy_columns, true, false, false, {{"from", W, IN}, {"to", W, SUM}}},
+    {"copy_heads", run_copy_heads, true, false, false, {{"from", W, IN}, {"to", W, SUM}}},
     {"gather_rows", run_gather, true, false, false, {{"in", W, IN | WHOLE}, {"out", W, OUT}}},
     {"scatter_rows", run_scatter, true, false, false, {{"in", W, IN}, {"out", W, SUM | WHOLE}}},
     {"kv_write", run_kv_write, true, true, false, {{"x", W, IN}, {"cache", W, SUM | WHOLE}}},

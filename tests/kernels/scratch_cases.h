@@ -50,12 +50,12 @@ static void run_rows(const trial *t) {
     const float *table = zeros(t->most.head_dim, sizeof *table);
     assert_ok(dev->embed_forward(dev, T, index, weight_of(3, H), x));
     BACKWARD(t, dev->embed_backward(dev, T, H, index, x, zeros(3 * H, sizeof(float))));
-    assert_ok(dev->rmsnorm_forward(dev, T, H, x, vector, 1e-6f, y));
-    BACKWARD(t, dev->rmsnorm_backward(dev, T, H, x, vector, 1e-6f, y, y, vector));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, x, norm_of(vector, false), y));
+    BACKWARD(t, dev->rmsnorm_backward(dev, T, H, x, norm_of(vector, false), y, y, vector));
     for (int whole = 0; whole < 2; whole++) {
         const int64_t n = whole ? T : T * t->most.n_heads, width = whole ? t->q : t->most.head_dim;
-        assert_ok(dev->rmsnorm_forward(dev, n, width, q, vector, 1e-6f, q));
-        BACKWARD(t, dev->rmsnorm_backward(dev, n, width, q, vector, 1e-6f, q, q, vector));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, q, norm_of(vector, false), q));
+        BACKWARD(t, dev->rmsnorm_backward(dev, n, width, q, norm_of(vector, false), q, q, vector));
     }
     const wb_rope rope = {.T = T,
                           .n_heads = t->most.n_heads,
@@ -67,7 +67,7 @@ static void run_rows(const trial *t) {
                           .x = q};
     assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->add(dev, T * H, x, y));
-    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, vector, 1e-6f, rows_of(t, T, H)));
+    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, norm_of(vector, false), rows_of(t, T, H)));
     const wb_attention_inputs inputs = {.T = T,
                                         .n_heads = t->most.n_heads,
                                         .n_kv_heads = t->most.n_kv_heads,

@@ -78,8 +78,9 @@ static void test_nothing_to_do(void **state) {
     wb_adamw hyper = {.step = 1};
     assert_ok(dev->embed_forward(dev, 0, index, matrix(x, WB_F32, 1, 4), wb_f32_rows(x)));
     assert_ok(dev->embed_backward(dev, 0, 4, index, wb_f32_rows(x), x));
-    assert_ok(dev->rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x)));
-    assert_ok(dev->rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x), wb_f32_rows(x), x));
+    assert_ok(dev->rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x)));
+    assert_ok(dev->rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x),
+                                    wb_f32_rows(x), x));
     const wb_rope rope = {.n_heads = 1,
                           .head_dim = 4,
                           .rot_dim = 4,
@@ -89,7 +90,9 @@ static void test_nothing_to_do(void **state) {
                           .x = wb_f32_rows(x)};
     assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->copy_columns(dev, 0, 4, wb_f32_rows(x), 4, wb_f32_rows(x), 4));
-    assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), x, 1.0f, wb_f32_rows(x)));
+    const wb_copy_heads heads = {.n_heads = 2, .width = 4, .from = wb_f32_rows(x), .to = wb_f32_rows(x)};
+    assert_ok(dev->copy_heads(dev, &heads));
+    assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x)));
     assert_ok(dev->kv_write(dev, 0, 4, wb_f32_rows(x), counts, (wb_rows){x, WB_F32}));
     assert_ok(dev->attention_forward(dev, &attention, wb_f32_rows(x)));
     assert_ok(dev->attention_backward(dev, &attention, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),

@@ -68,7 +68,7 @@ static void test_cast_kv_write_gather_scatter(void **state) {
 
 typedef struct norm_case {
     int64_t n, width;
-    double eps;
+    double eps, offset; /* offset: what is added to w */
     const float *x, *w, *dy;
 } norm_case;
 
@@ -76,7 +76,7 @@ static double norm_element(const norm_case *c, const double *x, const double *w,
     int64_t row = i / c->width * c->width;
     double sum = 0.0;
     for (int64_t j = 0; j < c->width; j++) sum += x[row + j] * x[row + j];
-    return x[i] / sqrt(sum / (double)c->width + c->eps) * w[i % c->width];
+    return x[i] / sqrt(sum / (double)c->width + c->eps) * (w[i % c->width] + c->offset);
 }
 
 /* x is followed by w. */
@@ -92,28 +92,30 @@ static void test_rmsnorm(void **state) {
     (void)state;
     wb_device *dev = open_cpu(2);
     const int64_t widths[] = {1, 5, 16, 37, 64};
-    for (int round = 0; round < 5; round++) {
-        int64_t n = rng_range(1, 5), width = widths[round], count = n * width;
+    for (int round = 0; round < 10; round++) {
+        const bool zero_centered = round >= 5;
+        int64_t n = rng_range(1, 5), width = widths[round % 5], count = n * width;
         float *xw = random_floats(count + width, -2, 2), *w = xw + count, *y = floats(count);
         float *dy = random_floats(count, -1, 1), *grad = floats(count + width), *dw = grad + count;
         for (int64_t i = 0; i < count; i++)
             xw[i] += xw[i] < 0.0f ? -0.5f : 0.5f; /* a row of about 0 has no slope */
-        norm_case c = {n, width, 1e-6, xw, w, dy};
+        const wb_norm norm = norm_of(w, zero_centered);
+        norm_case c = {n, width, 1e-6, zero_centered, xw, w, dy};
         double *x2 = doubles(xw, count + width);
-        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(y)));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(y)));
         for (int64_t i = 0; i < count; i++)
             assert_close(y[i], norm_element(&c, x2, x2 + count, i),
                          ((double)width + 8) * u * fabs((double)y[i]) + 1e-30, "rmsnorm", i);
         float *base = floats(count + width);
         for (int64_t i = 0; i < width; i++) base[count + i] = dw[i] = rng_uniform(-1, 1);
-        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(dy),
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(dy),
                                         wb_f32_rows(grad), dw));
         check_gradient(norm_loss, &c, xw, count + width, grad, base, 4e-6, "rmsnorm_backward");
         float *in_place = copied(dy, count); /* dx may be dy, dw may be NULL */
-        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(in_place),
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(in_place),
                                         wb_f32_rows(in_place), NULL));
         assert_same_bits(in_place, grad, count, "rmsnorm_backward in place");
-        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(xw)));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(xw)));
         assert_same_bits(xw, y, count, "rmsnorm in place");
         free(xw), free(y), free(dy), free(grad), free(x2), free(base), free(in_place);
     }
@@ -209,6 +211,35 @@ static void test_copy_columns(void **state) {
     wb_device_close(dev);
 }
 
+/* Blocks that lie in another order, and beside each other, in the row that they go to. */
+static void test_copy_heads(void **state) {
+    (void)state;
+    enum { T = 5, HEADS = 3, WIDTH = 4, FROM_ROW = 20, FROM_HEAD = 6, TO_ROW = 17, TO_HEAD = 5, FIRST = 1 };
+    wb_device *dev = open_cpu(2);
+    float *from = random_floats(T * FROM_ROW, -1, 1), *to = random_floats(T * TO_ROW, -1, 1);
+    float *expected = copied(to, T * TO_ROW);
+    const wb_copy_heads args = {.T = T,
+                                .n_heads = HEADS,
+                                .width = WIDTH,
+                                .from = wb_f32_rows(from + 2),
+                                .from_row = FROM_ROW,
+                                .from_head = FROM_HEAD,
+                                .to = wb_f32_rows(to + FIRST),
+                                .to_row = TO_ROW,
+                                .to_head = TO_HEAD};
+    assert_ok(dev->copy_heads(dev, &args));
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t h = 0; h < HEADS; h++)
+            for (int64_t i = 0; i < WIDTH; i++)
+                expected[FIRST + t * TO_ROW + h * TO_HEAD + i] = from[2 + t * FROM_ROW + h * FROM_HEAD + i];
+    assert_same_bits(to, expected, T * TO_ROW, "copy_heads");
+    wb_copy_heads other = args;
+    other.to.dtype = WB_BF16;
+    assert_int_equal(dev->copy_heads(dev, &other), WB_INVALID_ARGUMENT);
+    free(from), free(to), free(expected);
+    wb_device_close(dev);
+}
+
 /* ---- SwiGLU, add, clamp ---------------------------------------------------------------------- */
 
 typedef struct row_case {
@@ -292,8 +323,9 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_embed),        cmocka_unit_test(test_cast_kv_write_gather_scatter),
         cmocka_unit_test(test_rmsnorm),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_add_clamp),    cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_copy_heads),
+        cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_add_clamp),
+        cmocka_unit_test(test_bias),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

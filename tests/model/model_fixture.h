@@ -59,16 +59,18 @@ static inline void shuffle(uint64_t *state, int32_t n, int32_t *values) {
 /* ---- models -------------------------------------------------------------------------------------- */
 
 typedef enum variant {
-    VARIANT_QWEN3,      /* biases, a dense layer, E that no rank count divides */
-    VARIANT_QWEN3_TIED, /* weights not normalised, tied embeddings, one expert and layer kind */
-    VARIANT_OLMOE_CLIP, /* whole-vector norm, clamp */
-    VARIANT_FEW,        /* fewer experts than ranks, E = K */
-    VARIANT_WIDE,       /* u16 ids */
-    VARIANT_QWEN2,      /* a shared expert behind a gate, a window */
-    VARIANT_GLM4,       /* groups, selection bias, shared experts, a part of each head turned */
-    VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
-    VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
-    VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
+    VARIANT_QWEN3,       /* biases, a dense layer, E that no rank count divides */
+    VARIANT_QWEN3_TIED,  /* weights not normalised, tied embeddings, one expert and layer kind */
+    VARIANT_OLMOE_CLIP,  /* whole-vector norm, clamp */
+    VARIANT_FEW,         /* fewer experts than ranks, E = K */
+    VARIANT_WIDE,        /* u16 ids */
+    VARIANT_QWEN2,       /* a shared expert behind a gate, a window */
+    VARIANT_GLM4,        /* groups, selection bias, shared experts, a part of each head turned */
+    VARIANT_GPT_OSS,     /* sinks, a window in every second layer, experts with biases, YaRN */
+    VARIANT_LATENT,      /* latent attention without a low rank of q, two shared experts, a dense layer */
+    VARIANT_LATENT_LOW,  /* with one; groups, a selection bias, halves rotated, MTP layers */
+    VARIANT_DELTA,       /* gated delta net, grouped projections, a dense layer, MTP layers */
+    VARIANT_DELTA_APART, /* with projections apart, as many key as value heads, shorter taps */
     N_VARIANTS
 } variant;
 
@@ -132,7 +134,33 @@ static inline wb_config family_variant(variant v) {
     return c;
 }
 
+/* A layer of attention between two of gated delta net. */
+static inline wb_config delta_variant(bool apart) {
+    wb_config c = {.family = apart ? WB_FAMILY_QWEN3_5_MOE : WB_FAMILY_QWEN3_NEXT,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .n_kv_heads = 2,
+                   .head_dim = 8,
+                   .expert_width = 10,
+                   .dense_width = apart ? 0 : 14,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = apart ? 13 : 12, .top_k = 3},
+                   .n_mtp_layers = apart ? 0 : 1,
+                   .delta = {.n_key_heads = 2,
+                             .n_value_heads = apart ? 2 : 4,
+                             .key_dim = apart ? 9 : 6,
+                             .value_dim = apart ? 4 : 7,
+                             .conv_width = apart ? 3 : 4,
+                             .layer_mask = {5}}};
+    MUST(wb_config_complete(&c));
+    if (!apart) c.moe_layer_mask[0] = 6;
+    return c;
+}
+
 static inline wb_config variant_config(variant v) {
+    if (v >= VARIANT_DELTA) return delta_variant(v == VARIANT_DELTA_APART);
     if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
     if (v >= VARIANT_QWEN2) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,

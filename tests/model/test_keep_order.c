@@ -56,6 +56,7 @@ static wb_config random_config(uint64_t *state) {
     config.n_layers = 1 + random_below(state, MAX_LAYERS);
     config.window_layer_mask[0] &= ((uint64_t)1 << config.n_layers) - 1;
     if (config.window_layer_mask[0] == 0) config.window = 0;
+    config.delta.layer_mask[0] &= ((uint64_t)1 << config.n_layers) - 1;
     config.expert_width = 8 << random_below(state, 6);
     config.dense_width = 8 << random_below(state, 6);
     config.max_positions = 1 << 14;

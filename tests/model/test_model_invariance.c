@@ -22,7 +22,7 @@
 enum { RANKS = 3 };
 
 /* By variant. */
-static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3};
+static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 3, 2};
 
 static uint64_t base_seed;
 
@@ -191,8 +191,9 @@ typedef struct schedule {
     wb_infer *infer;
     uint64_t *state;
     int32_t block_size, max_blocks;
-    int32_t *blocks;     /* [N_SEQS, max_blocks] a random permutation of the pool */
-    int32_t fed[N_SEQS]; /* tokens of each sequence in the pool */
+    int32_t *blocks;        /* [N_SEQS, max_blocks] a random permutation of the pool */
+    int32_t fed[N_SEQS];    /* tokens of each sequence in the pool */
+    int32_t states[N_SEQS]; /* of fixed size, where layers keep some */
 } schedule;
 
 static schedule schedule_open(const reference *ref, const fixture *f, uint64_t *state) {
@@ -202,6 +203,8 @@ static schedule schedule_open(const reference *ref, const fixture *f, uint64_t *
     s.blocks = take(n_blocks, sizeof(int32_t));
     for (int32_t b = 0; b < n_blocks; b++) s.blocks[b] = b;
     shuffle(state, n_blocks, s.blocks);
+    for (int32_t q = 0; q < N_SEQS; q++) s.states[q] = q;
+    shuffle(state, N_SEQS, s.states);
     const wb_infer_options options = pool_of(n_blocks, s.block_size);
     MUST(wb_infer_open(f->model, &options, &s.infer));
     return s;
@@ -242,8 +245,8 @@ static int32_t schedule_step(schedule *s) {
     }
     void *ids;
     MUST(dev->mem_alloc(dev, (size_t)T * ref->f.row_bytes, &ids));
-    const wb_infer_batch batch = {T,         tokens, pos,      seq,   N_SEQS, s->max_blocks,
-                                  s->blocks, NULL,   n_wanted, wanted};
+    const wb_infer_batch batch = {T,         tokens,    pos,      seq,   N_SEQS, s->max_blocks,
+                                  s->blocks, s->states, n_wanted, wanted};
     const wb_routing routing = {.ids = ids};
     const float *logits;
     MUST(wb_infer_forward(s->infer, &batch, &routing, &logits));
@@ -555,8 +558,8 @@ static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, w
                                   .n_seqs = N_SEQS,
                                   .seq_start = ref->c.start};
     const wb_routing routing = {.ids = ids};
-    int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0};
-    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, NULL, 1, rows};
+    int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0}, state = 0;
+    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, &state, 1, rows};
     const float *logits;
     WB_TRY(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     WB_TRY(wb_train_backward(train, logprobs));

@@ -19,6 +19,19 @@ static wb_status recording_reserve(wb_device *dev, const wb_op_sizes *most) {
 
 /* ---- what is to be told -------------------------------------------------------------------------- */
 
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Beside dense parts and shared experts: queries with their gates, and u with z of a gated delta net. */
+static int64_t widest_of(const wb_config *c) {
+    const wb_delta_sizes *d = &c->delta;
+    const int64_t widest = larger(c->dense_width, c->shared_width);
+    if (d->n_key_heads == 0) return widest;
+    return larger(larger(widest, 2 * c->n_heads * c->head_dim),
+                  2 * (d->n_key_heads * d->key_dim + d->n_value_heads * d->value_dim));
+}
+
 /* Whatever is opened; rows of experts without a limit in the options. */
 static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t tokens) {
     const wb_config *c = wb_model_config(model);
@@ -27,10 +40,12 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
     const int64_t K = c->router.top_k, R = wb_comm_size(model->comm);
     const int64_t here = wb_placement_first_slot(p, own + 1) - wb_placement_first_slot(p, own);
     const bool latent = c->mla.kv_rank > 0;
+    const wb_delta_sizes *d = &c->delta;
     return (wb_op_sizes){.tokens = tokens,
                          .expert_rows = R == 1 ? tokens * K : R * tokens * (here < K ? here : K),
                          .hidden = c->hidden_size,
-                         .dense_width = c->dense_width > c->shared_width ? c->dense_width : c->shared_width,
+                         .dense_width = widest_of(c),
+                         .delta = {d->n_key_heads, d->n_value_heads, d->key_dim, d->value_dim},
                          .expert_width = c->expert_width,
                          .n_heads = c->n_heads,
                          .n_kv_heads = latent ? 1 : c->n_kv_heads,
@@ -44,13 +59,13 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
                          .dtype = activations};
 }
 
-/* Of the embedding, of a router, or of gate and up of all slots here: nothing else in these models is as
- * large. */
+/* Of the embedding, of a router, of gate and up of all slots here, or of what queries with gates and a gated
+ * delta net are projected by: nothing else in these models is as large. */
 static int64_t largest_gradient(const wb_config *c, int64_t slots) {
     const int64_t H = c->hidden_size, embedding = c->vocab_size * H, router = c->router.n_experts * H,
                   gate_up = slots * 2 * c->expert_width * H;
-    const int64_t largest = embedding > router ? embedding : router;
-    return gate_up > largest ? gate_up : largest;
+    const int64_t mixer = c->delta.n_key_heads > 0 ? widest_of(c) * H : 0;
+    return larger(larger(embedding, router), larger(gate_up, mixer));
 }
 
 static void expect_router(const wb_router *found, const wb_router *expected) {
@@ -77,6 +92,7 @@ static void expect_told(const wb_op_sizes *expected) {
     EXPECT(told.head_dim == expected->head_dim);
     EXPECT(told.value_dim == expected->value_dim);
     EXPECT(told.keys == expected->keys);
+    EXPECT(memcmp(&told.delta, &expected->delta, sizeof told.delta) == 0);
     expect_router(&told.router, &expected->router);
     EXPECT(told.n_sources == expected->n_sources);
     EXPECT(told.n_slots == expected->n_slots);

@@ -42,6 +42,13 @@ static void must_have_same_pool(const fixture *f, const side *a, const side *b) 
             must_be(memcmp(a->infer->pools[l].tables[i].data, b->infer->pools[l].tables[i].data,
                            a->infer->pools[l].tables[i].bytes) == 0,
                     "the same pool with padding");
+    const wb_sequence_pool *pool = &a->infer->sequences;
+    for (int32_t i = 0; pool->bytes > 0 && i < N_SEQS; i++)
+        must_be(pool->marks[i].position <= 0 ||
+                    memcmp((const char *)pool->states.data + i * pool->bytes,
+                           (const char *)b->infer->sequences.states.data + i * pool->bytes,
+                           (size_t)pool->bytes) == 0,
+                "the same states with padding");
 }
 
 static side side_open(fixture *f) {
@@ -71,8 +78,10 @@ static wb_status run(const fixture *f, side *s, const step *from, int64_t paddin
         p.seq[t] = -1;
     }
     for (int64_t t = 0; t < MAX_T; t++) s->direction[t] = t < p.T ? WB_ROW_NATIVE : WB_ROW_PADDING;
-    const wb_infer_batch batch = {p.T + padding, p.tokens, p.pos, p.seq,      N_SEQS,
-                                  BLOCKS,        blocks,   NULL,  p.n_logits, p.rows};
+    int32_t states[N_SEQS];
+    for (int32_t q = 0; q < N_SEQS; q++) states[q] = N_SEQS - 1 - q;
+    const wb_infer_batch batch = {p.T + padding, p.tokens, p.pos,  p.seq,      N_SEQS,
+                                  BLOCKS,        blocks,   states, p.n_logits, p.rows};
     const wb_routing routing = {.ids = s->ids, .direction = with_direction ? s->direction : NULL};
     return wb_infer_forward(s->infer, &batch, &routing, &s->logits);
 }

@@ -86,14 +86,17 @@ static void train_step(rank_state *s, uint64_t *state, int step) {
 /* Each sequence is fed from its beginning. */
 static void infer_step(rank_state *s, uint64_t *state, int step) {
     const int64_t T = draw_batch(s, state, step);
-    for (int32_t i = 0; i < MAX_SEQS; i++)
+    int32_t states[MAX_SEQS];
+    for (int32_t i = 0; i < MAX_SEQS; i++) {
+        states[i] = i;
         for (int32_t t = s->start[i]; t < s->start[i + 1]; t++) {
             s->pos[t] = t - s->start[i];
             s->seq[t] = i;
             s->rows[t] = t;
         }
+    }
     const wb_infer_batch batch = {
-        T,      s->tokens, s->pos, s->seq, MAX_SEQS, s->max_blocks, s->blocks, NULL, step == 0 ? T : T / 2,
+        T,      s->tokens, s->pos, s->seq, MAX_SEQS, s->max_blocks, s->blocks, states, step == 0 ? T : T / 2,
         s->rows};
     const wb_routing routing = {.ids = s->ids, .native = s->native, .used = s->used};
     const float *logits;

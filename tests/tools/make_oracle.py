@@ -26,6 +26,7 @@ meta.json: the options that made it, router names and classes, smallest margins 
   without gradient.
 """
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -42,6 +43,8 @@ TINY = dict(vocab_size=128, hidden_size=32, num_hidden_layers=3, num_attention_h
             num_experts_per_tok=4, max_position_embeddings=512, pad_token_id=0, bos_token_id=None, eos_token_id=None)
 LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16, moe_intermediate_size=16, num_key_value_heads=4,
               intermediate_size=48, num_experts=None, n_routed_experts=16, n_group=4, topk_group=2, first_k_dense_replace=1)
+DELTA = dict(head_dim=16, moe_intermediate_size=16, shared_expert_intermediate_size=24, linear_num_key_heads=2, linear_num_value_heads=4,
+             linear_key_head_dim=8, linear_value_head_dim=8, full_attention_interval=2)
 # None: a key that the family does not have.
 TINY_OF = {
     "deepseek_v2": LATENT | dict(q_lora_rank=None, n_shared_experts=2),
@@ -53,11 +56,17 @@ TINY_OF = {
     "glm4_moe": dict(head_dim=16, intermediate_size=48, moe_intermediate_size=16, attention_bias=True, num_experts=None, n_routed_experts=16,
                      n_shared_experts=1, routed_scaling_factor=1.5, first_k_dense_replace=1, num_nextn_predict_layers=0),
     "gpt_oss": dict(head_dim=16, intermediate_size=16, sliding_window=8),
+    "qwen3_next": DELTA | dict(intermediate_size=48),
+    "qwen3_5_moe": DELTA,
 }
+# The class of the configuration of a model of text, where that is not the family's own.
+TYPE_OF = {"qwen3_5_moe": "qwen3_5_moe_text"}
 # --small, in place of some of these: less than 100 kB, so that there is room for one of every shape.
 SMALL = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_experts=8, num_experts_per_tok=2)
 SMALL_LATENT = dict(kv_lora_rank=6, qk_nope_head_dim=5, qk_rope_head_dim=4, v_head_dim=3, moe_intermediate_size=3, num_experts=None,
                     intermediate_size=12, n_routed_experts=8)
+SMALL_DELTA = dict(head_dim=8, moe_intermediate_size=3, shared_expert_intermediate_size=5, linear_num_key_heads=1, linear_num_value_heads=2,
+                   linear_key_head_dim=6, linear_value_head_dim=5)
 SMALL_OF = {
     "deepseek_v2": SMALL_LATENT | dict(qk_nope_head_dim=6),
     "deepseek_v3": SMALL_LATENT | dict(q_lora_rank=7),
@@ -67,6 +76,8 @@ SMALL_OF = {
     "qwen2_moe": dict(intermediate_size=12, moe_intermediate_size=3, shared_expert_intermediate_size=5),
     "glm4_moe": dict(head_dim=8, intermediate_size=12, moe_intermediate_size=3, num_experts=None, n_routed_experts=8),
     "gpt_oss": dict(head_dim=6, intermediate_size=3, sliding_window=4),
+    "qwen3_next": SMALL_DELTA | dict(intermediate_size=12),
+    "qwen3_5_moe": SMALL_DELTA,
 }
 
 
@@ -83,7 +94,7 @@ def weights_of(router, logits, ids):
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, ids)
     if kind == "DeepseekV2TopkRouter":
         return weights * router.routed_scaling_factor
-    if kind == "MixtralTopKRouter" or getattr(router, "norm_topk_prob", False):
+    if kind in ("MixtralTopKRouter", "Qwen3_5MoeTopKRouter") or getattr(router, "norm_topk_prob", False):
         weights = weights / weights.sum(dim=-1, keepdim=True)
     return weights
 
@@ -141,20 +152,33 @@ class Routers:
         return min(gaps)
 
 
+def randomize(name, param, std, generator, centered):
+    """Random weights that hide nothing: matrices N(0, std), routers twice that, norms around what multiplies by 1, biases around 0."""
+    noise = torch.randn(param.shape, generator=generator)
+    if name.endswith("norm.weight") or ".pre_fc_norm" in name:
+        param.data = (0 if centered and not name.endswith("linear_attn.norm.weight") else 1) + 0.05 * noise
+    elif name.endswith("bias"):
+        param.data = 0.1 * noise
+    elif name.endswith("sinks"):
+        param.data = noise
+    elif name.endswith("A_log"):  # states that last for a while
+        param.data = 0.5 * noise - 1
+    elif name.endswith("conv1d.weight"):
+        param.data = 0.5 * noise
+    else:
+        param.data = noise * (2 * std if name.endswith(("mlp.gate.weight", "mlp.router.weight")) else std)
+
+
+def zero_centered(config):
+    """Whether norms multiply by 1 + w."""
+    return config.model_type.startswith(("qwen3_next", "qwen3_5_moe"))
+
+
 def make_model(config, std, generator):
-    """Random weights that hide nothing: matrices N(0, std), routers twice that, norms around 1, biases around 0."""
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager",
                                                           dtype=torch.float32)
     for name, param in model.named_parameters():
-        noise = torch.randn(param.shape, generator=generator)
-        if name.endswith("norm.weight"):
-            param.data = 1 + 0.05 * noise
-        elif name.endswith("bias"):
-            param.data = 0.1 * noise
-        elif name.endswith("sinks"):
-            param.data = noise
-        else:
-            param.data = noise * (2 * std if name.endswith(("mlp.gate.weight", "mlp.router.weight")) else std)
+        randomize(name, param, std, generator, zero_centered(config))
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
@@ -300,6 +324,29 @@ def quantize(args):
 # ---- layers for multi-token prediction ------------------------------------------------------------------------------
 
 
+class NamedMtp(torch.nn.Module):
+    """What stands under mtp. in a checkpoint, of transformers' own layers: a layer of full attention behind a product of embedding and
+    hidden state."""
+
+    def __init__(self, model, n_layers):
+        super().__init__()
+        config = copy.deepcopy(model.config)
+        config.num_hidden_layers, config.layer_types = n_layers, ["full_attention"] * n_layers
+        layer, norm = type(model.model.layers[0]), type(model.model.norm)
+        self.pre_fc_norm_embedding = norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.pre_fc_norm_hidden = norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.fc = torch.nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.layers = torch.nn.ModuleList(layer(config, i) for i in range(n_layers))
+        self.norm = norm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def make_named_mtp(model, n_layers, std, generator):
+    mtp = NamedMtp(model, n_layers).float()
+    for name, param in mtp.named_parameters():
+        randomize(f"mtp.{name}", param, std, generator, True)
+    return mtp.eval()
+
+
 def make_mtp(model, n_layers, std, generator):
     """transformers' own, with weights as random as those of the decoder."""
     mtp = MtpModel(model, n_layers).float()
@@ -312,45 +359,59 @@ def make_mtp(model, n_layers, std, generator):
     return mtp.eval()
 
 
-def mtp_forward(mtp, tokens, hidden):
+def mtp_forward(model, mtp, tokens, hidden):
     """The first layer's output where it is fed tokens [B, n], the first of them at position 1, behind hidden states [B, n, H]."""
-    embeds = mtp.embed_tokens(tokens)
     positions = torch.arange(1, tokens.shape[1] + 1)[None].expand(tokens.shape)
     mask = torch.full((tokens.shape[1],) * 2, float("-inf")).triu(1)[None, None]
-    rotary = mtp.rotary_emb(embeds, position_ids=positions)
-    return mtp.layers[0](embeds, hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, past_key_values=None)
+    if not isinstance(mtp, NamedMtp):
+        embeds = mtp.embed_tokens(tokens)
+        rotary = mtp.rotary_emb(embeds, position_ids=positions)
+        return mtp.layers[0](embeds, hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, past_key_values=None)
+    embeds, rotary_emb = model.get_input_embeddings()(tokens), model.model.rotary_emb
+    rotary = rotary_emb(embeds, positions.expand(3, -1, -1) if hasattr(rotary_emb, "mrope_section") else positions)
+    out = mtp.fc(torch.cat([mtp.pre_fc_norm_embedding(embeds), mtp.pre_fc_norm_hidden(hidden)], dim=-1))
+    # What such a layer is fed of its own is behind its norm, as what it is fed of the decoder is (vLLM, SGLang).
+    return mtp.norm(mtp.layers[0](out, position_embeddings=rotary, attention_mask=mask, position_ids=positions))
 
 
 @torch.no_grad()
 def mtp_data(model, mtp, input_ids):
     """All positions at once; then, behind each, twice the layer's own last output beside one token more."""
+    logits_of = model.lm_head if isinstance(mtp, NamedMtp) else mtp._project_to_logits
     decoder = model.model(input_ids=input_ids, use_cache=False).last_hidden_state
     further = []
     for p in range(input_ids.shape[1] - 3):
         hidden = decoder[:, : p + 1]
         for n in (p + 1, p + 2):
-            hidden = torch.cat([hidden, mtp_forward(mtp, input_ids[:, 1 : n + 1], hidden)[:, -1:]], dim=1)
-        last = mtp_forward(mtp, input_ids[:, 1 : p + 4], hidden)[:, -1:]
-        further.append(mtp._project_to_logits(torch.cat([hidden[:, -1:], last], dim=1)))
-    out = mtp_forward(mtp, input_ids[:, 1:], decoder[:, :-1])
-    return {"mtp.logits": mtp._project_to_logits(out), "mtp.further": torch.stack(further, dim=1)}
+            hidden = torch.cat([hidden, mtp_forward(model, mtp, input_ids[:, 1 : n + 1], hidden)[:, -1:]], dim=1)
+        last = mtp_forward(model, mtp, input_ids[:, 1 : p + 4], hidden)[:, -1:]
+        further.append(logits_of(torch.cat([hidden[:, -1:], last], dim=1)))
+    out = mtp_forward(model, mtp, input_ids[:, 1:], decoder[:, :-1])
+    return {"mtp.logits": logits_of(out), "mtp.further": torch.stack(further, dim=1)}
+
+
+def one_by_one(name, tensor):
+    """(name, tensor) of each expert where all of a layer are in one tensor, else the tensor."""
+    parts = {"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj": ("down_proj",)}
+    halves = next((parts[end] for end in parts if name.endswith(end)), None)
+    if halves is None:
+        return [(name, tensor.detach().clone())]
+    prefix = name.rsplit(".", 1)[0]
+    return [(f"{prefix}.{e}.{half}.weight", expert.detach().clone())
+            for half, experts in zip(halves, tensor.chunk(len(halves), dim=1)) for e, expert in enumerate(experts)]
 
 
 def mtp_tensors(model, mtp):
-    """As checkpoints have them: layers behind the decoder's, experts one by one, copies of embedding and head."""
+    """As checkpoints have them: experts one by one; layers behind the decoder's with copies of embedding and head, or names of their
+    own."""
     tensors = {}
+    if isinstance(mtp, NamedMtp):
+        return dict(pair for name, tensor in mtp.named_parameters() for pair in one_by_one(f"mtp.{name}", tensor))
     for i, layer in enumerate(mtp.layers):
         prefix = f"model.layers.{model.config.num_hidden_layers + i}."
         for name, tensor in list(layer.named_parameters()) + [x for x in layer.named_buffers() if "correction" in x[0]]:
             name = name.removeprefix("mtp_block.").replace("post_norm.", "shared_head.norm.")
-            parts = {"experts.gate_up_proj": ("gate_proj", "up_proj"), "experts.down_proj": ("down_proj",)}
-            halves = next((parts[end] for end in parts if name.endswith(end)), None)
-            if halves is None:
-                tensors[prefix + name] = tensor.detach().clone()
-                continue
-            for half, experts in zip(halves, tensor.chunk(len(halves), dim=1)):
-                for e, expert in enumerate(experts):
-                    tensors[f"{prefix}mlp.experts.{e}.{half}.weight"] = expert.detach().clone()
+            tensors |= dict(one_by_one(prefix + name, tensor))
         tensors[prefix + "embed_tokens.weight"] = model.get_input_embeddings().weight.detach().clone()
         tensors[prefix + "shared_head.head.weight"] = model.lm_head.weight.detach().clone()
     return tensors
@@ -365,6 +426,21 @@ def rewrite(out, tensors, config_keys):
         config = json.load(file)
     with open(path, "w") as file:
         json.dump(config | config_keys, file, indent=2, sort_keys=True)
+
+
+def nest(out, family):
+    """The checkpoint as one of a model of text and images, whose vision tower is a tensor that nobody reads."""
+    path, config_path = os.path.join(out, "model.safetensors"), os.path.join(out, "config.json")
+    tensors = {"model.language_model." + name.removeprefix("model.") if name.startswith("model.") else name: tensor
+               for name, tensor in load_file(path).items()}
+    save_file(tensors | {"model.visual.pos_embed.weight": torch.zeros(3, 2)}, path, metadata={"format": "pt"})
+    with open(config_path) as file:
+        text = json.load(file)
+    text["rope_parameters"] |= dict(mrope_section=[1, 1, 0], mrope_interleaved=True)
+    config = dict(architectures=["Qwen3_5MoeForConditionalGeneration"], model_type=family, text_config=text, tie_word_embeddings=False,
+                  vision_config=dict(model_type=family + "_vision"), image_token_id=1)
+    with open(config_path, "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
 
 
 def compute(args, config, seed):
@@ -385,8 +461,9 @@ def compute(args, config, seed):
     ref |= forced_data(model, routers, input_ids, forced) | greedy
     mtp = {}
     if args.mtp:
-        layers = make_mtp(model, args.mtp, args.std, generator)
-        round_weights(args, layers.layers)
+        named = zero_centered(config)
+        layers = (make_named_mtp if named else make_mtp)(model, args.mtp, args.std, generator)
+        round_weights(args, layers if named else layers.layers)
         ref |= mtp_data(model, layers, input_ids)
         mtp = mtp_tensors(model, layers)
     meta = dict(options=args.options, family=args.family, transformers=transformers.__version__, torch=torch.__version__, dtype=args.dtype, seed=seed,
@@ -449,7 +526,9 @@ def save(args, model, ref, meta, mtp):
         model.save_pretrained(out, max_shard_size=args.max_shard_size)
     if mtp:
         mtp = {name: tensor.to(getattr(torch, args.dtype)) for name, tensor in mtp.items()}
-        rewrite(out, mtp, dict(num_nextn_predict_layers=args.mtp))
+        rewrite(out, mtp, {"mtp_num_hidden_layers" if zero_centered(model.config) else "num_nextn_predict_layers": args.mtp})
+    if args.nested:
+        nest(out, args.family)
     if args.fp8 or args.mxfp4:
         quantize(args)
     if args.old_config:
@@ -475,6 +554,7 @@ def read_args():
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the checkpoint")
     parser.add_argument("--max-shard-size", default="100GB", help="as save_pretrained takes it")
     parser.add_argument("--fused", action="store_true", help="all experts of a layer in one tensor")
+    parser.add_argument("--nested", action="store_true", help="qwen3_5_moe: as a model of text and images has it")
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
     parser.add_argument("--fp8", type=int, metavar="BLOCK", help="projections in FP8, BLOCK x BLOCK elements a scale")
     parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
@@ -499,7 +579,7 @@ def main():
     if os.path.exists(args.out):
         sys.exit(f"{args.out}: exists")
     for seed in range(args.seed, args.seed + args.tries):
-        config = transformers.AutoConfig.for_model(args.family, **settings_of(args))
+        config = transformers.AutoConfig.for_model(TYPE_OF.get(args.family, args.family), **settings_of(args))
         model, ref, meta, mtp = compute(args, config, seed)
         margin = min(meta["min_topk_logit_margin"], meta["min_greedy_logit_margin"])
         if margin >= args.min_margin:
