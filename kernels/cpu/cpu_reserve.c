@@ -16,6 +16,14 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
     if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
     if (most->router.n_experts > 0) bytes = larger(bytes, WB_CPU(topk_bytes)(&most->router));
+    if (most->ranked_entries > 0)
+        bytes =
+            larger(bytes, WB_CPU(indexer_bytes)(most->index_heads, most->index_dim, most->ranked_entries));
+    if (most->entry_keys > 0)
+        bytes = larger(bytes, WB_CPU(entry_attention_forward_bytes)(&heads, most->entry_keys));
+    if (most->entry_keys > 0 && most->backward)
+        bytes =
+            larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, 2 * most->tokens, most->entry_keys));
     if (most->n_kv_heads == 0) return bytes;
     bytes = larger(bytes, WB_CPU(attention_forward_bytes)(&heads, most->keys));
     return most->backward ? larger(bytes, WB_CPU(attention_backward_bytes)(&heads, most->keys)) : bytes;
@@ -32,6 +40,8 @@ static size_t shared_bytes(const wb_op_sizes *most) {
     bytes = larger(bytes, (size_t)most->n_slots * sizeof(int32_t));
     bytes = larger(bytes, wb_cpu_attention_plan_bytes(most->tokens, most->backward ? most->n_heads : 0));
     bytes = larger(bytes, wb_cpu_sum_bytes(most->summed));
+    if (most->backward)
+        bytes = larger(bytes, wb_cpu_hyper_bytes(most->tokens, wb_hyper_width(most->n_streams, 1)));
     return most->backward ? larger(bytes, (size_t)(most->tokens * heads) * sizeof(float)) : bytes;
 }
 
@@ -43,11 +53,19 @@ static size_t operand_bytes(const wb_op_sizes *most) {
     const int64_t q = most->n_heads * D, kv = most->n_kv_heads * D, I = most->dense_width,
                   F = most->expert_width;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
-     * backward; two products of a backward, which share dy,
-     * a router's among them. */
+     * backward; two products of a backward, which share dy, a router's among them; streams, of which a
+     * backward has three and two rows besides; a compressor's backward, of overlapping entries. */
     const int64_t E = most->router.n_experts, V = most->vocab_size;
-    const int64_t token[] = {3 * H + q + 2 * kv, 3 * H,     3 * q,    2 * (H + q), 5 * I,
-                             4 * I + H,          2 * H + I, 2 * E + H};
+    const int64_t token[] = {3 * H + q + 2 * kv,
+                             3 * H,
+                             3 * q,
+                             2 * (H + q),
+                             5 * I,
+                             4 * I + H,
+                             2 * H + I,
+                             2 * E + H,
+                             (3 * most->n_streams + 2) * H,
+                             most->entry_keys > 0 ? 9 * D : 0};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};
     int64_t per_token = (2 * K + 1) * H, per_row = 0;
     if (most->dtype == WB_F32) return 0;

@@ -18,12 +18,6 @@ typedef struct wb_row_run {
     int64_t start, n;
 } wb_row_run;
 
-/* The tokens [start, start + n) of a pass: all that it has of one sequence, in ascending positions. */
-typedef struct wb_sequence_run {
-    int32_t start, n;
-    int32_t state; /* number of the sequence's state of fixed size; -1: no layer keeps any, or in training */
-} wb_sequence_run;
-
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
