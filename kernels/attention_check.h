@@ -26,6 +26,14 @@ static inline wb_status attention_check(const char *op, const wb_attention *args
     return WB_OK;
 }
 
+/* A backward has a gradient for sinks where there are some. */
+static inline wb_status attention_sinks_check(const char *op, const wb_attention *args, const float *dsinks) {
+    if (!args->sinks == !dsinks) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: dsinks: expected %s, found %s", op,
+                   args->sinks ? "an array, since there are sinks" : "NULL, since there are no sinks",
+                   dsinks ? "an array" : "NULL");
+}
+
 /* And of a backward's operands: all of one dtype, values beside the keys, and a gradient for sinks. */
 static inline wb_status attention_back_check(const wb_attention *args, wb_rows dout, wb_rows dq, wb_rows dk,
                                              wb_rows dv, const float *dsinks) {
@@ -41,10 +49,7 @@ static inline wb_status attention_back_check(const wb_attention *args, wb_rows d
         return wb_fail(WB_INVALID_ARGUMENT,
                        "%s: v: expected values beside the keys, found them in the keys (value_dim %d of %d)",
                        op, args->value_dim, args->head_dim);
-    if (!args->sinks == !dsinks) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "%s: dsinks: expected %s, found %s", op,
-                   args->sinks ? "an array, since there are sinks" : "NULL, since there are no sinks",
-                   dsinks ? "an array" : "NULL");
+    return attention_sinks_check(op, args, dsinks);
 }
 
 #endif

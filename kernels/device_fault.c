@@ -42,6 +42,11 @@ wb_status wb_fault_report(const wb_fault *fault) {
         return wb_fail(WB_INVALID_ARGUMENT,
                        "%s: tokens: row %" PRId64 ": expected a token below %d, found %" PRId64, op,
                        fault->row, fault->limit, fault->found);
+    case WB_FAULT_ENTRY:
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: listed: row %" PRId64
+                       ", place %d: expected ascending entries below %d, found %" PRId64,
+                       op, fault->row, fault->choice, fault->limit, fault->found);
     case WB_FAULT_LOGITS:
         return wb_fail(WB_INVALID_ARGUMENT, "%s: row %" PRId64 ": a logit is NaN or +inf, or all are -inf",
                        op, fault->row);

@@ -21,6 +21,9 @@ typedef enum wb_fault_kind {
     WB_FAULT_TABLE_ID,
     /* a token outside of the vocabulary: row */
     WB_FAULT_TOKEN,
+    /* an entry of a token's list (wb_entry_attention) that the token does not see, or that does not come
+     * after the one before it: row, place in the list as `choice` */
+    WB_FAULT_ENTRY,
     /* logits that no token can be drawn from: row */
     WB_FAULT_LOGITS,
     /* rows of a (micro-batch, layer): an id that is no expert's, a choice that the plan has not, or a second

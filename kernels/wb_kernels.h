@@ -304,6 +304,9 @@ typedef struct wb_rope {
     bool interleaved;
     /* rotates back: the backward */
     bool inverse;
+    /* R > 1: of compressed entries, which are rotated as at the first position of theirs (wb_entries): row t
+     * by the angles of pos[t] / R * R. 0 and 1: by those of pos[t]. */
+    int32_t ratio;
     /* device [T] */
     const int32_t *pos;
     /* device [positions, rot_dim / 2] */
@@ -373,6 +376,54 @@ typedef wb_status wb_clamp_backward_fn(wb_device *dev, int64_t n, float limit, w
 
 /* to[n] = from[n], from either dtype to either. */
 typedef wb_status wb_cast_fn(wb_device *dev, int64_t n, wb_rows from, wb_rows to);
+
+/* ---- hyper-connections --------------------------------------------------------------------------- */
+
+/* A residual stream of S rows a token, x[T,S,H]. A part of a layer reads a sum of them, `in`, and what it
+ * makes of it, `out`, is added to all of them, y[T,S,H], which are mixed besides. With p = products, which
+ * are those of fn[M, S H] and a token's S rows as one, M = S (S + 2), and m = p / sqrt(mean of x^2 over S H +
+ * norm_eps):
+ *   pre_n = sigmoid(scale[0] m_n + base_n) + eps            in = sum over n of pre_n x_n
+ *   post_k = 2 sigmoid(scale[1] m_(S + k) + base_(S + k))   y_k = post_k out + sum over j of C_jk x_j
+ *   C_jk = the softmax over k of scale[2] m_(2S + jS + k) + base_(2S + jS + k), + eps; then its columns, and
+ *          iterations - 1 times its rows and its columns, are divided by their sums + eps (Sinkhorn)
+ * Sums over streams are fma chains in ascending order. */
+enum { WB_MAX_STREAMS = 8, WB_MAX_SINKHORN = 32 };
+
+typedef struct wb_hyper {
+    int64_t T, H;
+    /* S, 1..WB_MAX_STREAMS */
+    int32_t n_streams;
+    /* 1..WB_MAX_SINKHORN; 0: there is pre alone, M = S and scale has one element, as at the end of a model */
+    int32_t iterations;
+    float norm_eps, eps;
+    wb_rows x;
+    /* device [T, M]; a matmul of x and fn */
+    const float *products;
+    /* device [3], [M] */
+    const float *scale, *base;
+} wb_hyper;
+
+static inline int64_t wb_hyper_width(int32_t n_streams, int32_t iterations) {
+    return (int64_t)n_streams * (iterations > 0 ? n_streams + 2 : 1);
+}
+
+/* in[T,H] (=); weights[T,M] (=), f32: pre, post and C. Backward, with the products of the forward: from din
+ * and dweights[T,M], of which those of post and C are read, dx (+=) what comes by pre and by the mean of the
+ * squares, dproducts[T,M] (=), may be dweights, dscale and dbase (+=) over ascending tokens. What comes by
+ * the products is left to a matmul: dx += dproducts fn, and dfn += dproducts^T x. */
+typedef wb_status wb_hyper_pre_forward_fn(wb_device *dev, const wb_hyper *args, wb_rows in, float *weights);
+typedef wb_status wb_hyper_pre_backward_fn(wb_device *dev, const wb_hyper *args, wb_rows din,
+                                           const float *dweights, wb_rows dx, float *dproducts, float *dscale,
+                                           float *dbase);
+
+/* y[T,S,H] (=), may be x. weights: those of hyper_pre_forward. Backward: dout[T,H] (=), dx[T,S,H] (=), may be
+ * dy, and dweights[T,M] (=), zeros for pre, each a sum over H in lane order. */
+typedef wb_status wb_hyper_post_forward_fn(wb_device *dev, int64_t T, int32_t S, int64_t H,
+                                           const float *weights, wb_rows x, wb_rows out, wb_rows y);
+typedef wb_status wb_hyper_post_backward_fn(wb_device *dev, int64_t T, int32_t S, int64_t H,
+                                            const float *weights, wb_rows x, wb_rows out, wb_rows dy,
+                                            wb_rows dout, wb_rows dx, float *dweights);
 
 /* ---- attention ----------------------------------------------------------------------------------- */
 
@@ -549,6 +600,109 @@ typedef wb_status wb_gated_delta_forward_fn(wb_device *dev, const wb_gated_delta
 typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows dout,
                                              wb_rows dqkv, wb_rows db, wb_rows da, float *dA_log,
                                              float *ddt_bias);
+
+/* ---- attention over compressed entries ----------------------------------------------------------- */
+
+/* Of every R positions of a sequence one entry, for each channel a sum of `values` weighted by the softmax of
+ * gates + bias: over the positions wR .. wR + R - 1 of entry w; or, where it overlaps, over those of entry w
+ * - 1 too, which come first and for which values, gates and bias have D channels of their own in front of the
+ * D of entry w. Each channel is one chain over ascending positions (compress_rules.h), which ends at the
+ * entry's last position: an entry has the same bits however its positions are cut into calls. */
+typedef struct wb_compress {
+    int64_t T;
+    /* D */
+    int64_t width;
+    /* R, 1 or more */
+    int32_t ratio;
+    bool overlaps;
+    /* [T, C], C = D, or 2 D where it overlaps */
+    wb_rows values, gates;
+    /* device [R, C], by position in an entry's R */
+    const float *bias;
+    /* device [T] */
+    const int32_t *pos;
+    /* device [n_runs]; rows of no run are padding */
+    const wb_sequence_run *runs;
+    int64_t n_runs;
+    /* What a sequence has of entries that have not ended: wb_compress_state_bytes at states + run.state *
+     * state_stride, device, all zeros before its first token, read and left behind the run's last token.
+     * NULL: each run begins at position 0, and nothing is left. */
+    char *states;
+    int64_t state_stride;
+} wb_compress;
+
+static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
+    return (overlaps ? 2 : 1) * 3 * width * (int64_t)sizeof(float);
+}
+
+/* entries[T,D] (=): row t is the entry that ends at token t, zeros where none does. Backward, without states:
+ * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum over
+ * ascending tokens of dgates as they were written. dentries: rows in which no entry ends are not read. */
+typedef wb_status wb_compress_forward_fn(wb_device *dev, const wb_compress *args, wb_rows entries);
+typedef wb_status wb_compress_backward_fn(wb_device *dev, const wb_compress *args, wb_rows dentries,
+                                          wb_rows dvalues, wb_rows dgates, float *dbias);
+
+/* Where entries lie, beside the rows of positions (wb_attention): entry w ends at position p = wR + R - 1,
+ * and is row blocks[seq * max_blocks + p / block_size] * n + p % block_size / R, where a block has the
+ * entries that can end in it, n = (block_size + R - 1) / R. A query at position p sees the entries w < (p +
+ * 1) / R. */
+typedef struct wb_entries {
+    /* R; 0: there are none */
+    int32_t ratio;
+    wb_rows rows;
+    /* elements from a row to the next one, of which an entry has the first */
+    int64_t stride;
+} wb_entries;
+
+/* The entries that attention of a token is to see, where these are chosen: the top_k of the largest
+ *   sum over ascending heads h of weights_h max(<q_h, key of the entry>, 0)
+ * in which a score is one fma chain over a head's dimensions. Order: score descending, then entry ascending,
+ * NaN last. No gradient passes through a choice. */
+typedef struct wb_indexer {
+    int64_t T;
+    int32_t n_heads, head_dim, top_k;
+    /* [T, n_heads * head_dim] */
+    wb_rows q;
+    /* device [T, n_heads] */
+    const float *weights;
+    /* of head_dim elements, of q's dtype, or bf16 */
+    wb_entries keys;
+    /* as of wb_attention; padding has no entries */
+    const int32_t *seq, *pos, *blocks;
+    int32_t max_blocks, block_size;
+    /* that any token of the call sees, at most */
+    int64_t max_entries;
+    /* device [T] wb_row_direction: a row that is not native keeps its list; NULL: all rows are native */
+    const uint8_t *direction;
+    /* device [T, top_k], in for rows that keep theirs, out for the others: ascending, then -1 */
+    int32_t *listed;
+    /* out, optional: what every row, native or not, would choose */
+    int32_t *native;
+} wb_indexer;
+typedef wb_status wb_indexer_topk_fn(wb_device *dev, const wb_indexer *args);
+
+/* Attention whose heads share one row, key and value at once: over the last `window` rows of a sequence, as
+ * `raw` says, and then over entries, ascending, in one softmax. Both are keys of one list, over whose places
+ * sums go: scores are chains over dimensions, exponentials are summed in lane order, an element of out is one
+ * chain over the list. */
+typedef struct wb_entry_attention {
+    /* n_kv_heads 1, value_dim = head_dim, v = k, log_sums NULL; out is not read */
+    wb_attention raw;
+    /* of head_dim elements, of k's dtype */
+    wb_entries entries;
+    /* device [T, max_listed]: which entries a token sees, ascending, then -1; an entry that it cannot see is
+     * INVALID_ARGUMENT. NULL: all of them. */
+    const int32_t *listed;
+    int32_t max_listed;
+} wb_entry_attention;
+
+/* out[T, n_heads * head_dim] (=). Backward, in which each sequence begins at position 0: dq (=), dk like k
+ * and dentries like the entries' rows (+=): a row's gradient as key and as value, over ascending queries, of
+ * each of which what comes by its scores goes before what comes by its weights, over ascending heads. dsinks
+ * as in attention_backward. CUDA takes a head_dim of at most 640 and, in a backward, at most 256 heads. */
+typedef wb_status wb_entry_attention_forward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows out);
+typedef wb_status wb_entry_attention_backward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
+                                                 wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks);
 
 /* ---- routing ------------------------------------------------------------------------------------- */
 
@@ -761,14 +915,16 @@ typedef wb_status wb_grouped_bias_forward_fn(wb_device *dev, const wb_grouped *g
 typedef wb_status wb_grouped_bias_backward_fn(wb_device *dev, const wb_grouped *grouped, int64_t width,
                                               wb_rows dy, float *db);
 
-/* g = min(gate, limit), u = up within [-limit, limit]; out = (u + 1) g sigmoid(alpha g). */
+/* g = min(gate, limit), u = up within [-limit, limit]; out = (u + offset) g sigmoid(alpha g): gpt_oss has the
+ * alpha 1.702 and the offset 1, deepseek_v4 1 and 0, which is silu(g) u. */
 typedef struct wb_clamped_swiglu {
     /* above 0 */
     float limit, alpha;
+    float offset;
 } wb_clamped_swiglu;
 
 /* gate_up[rows, 2F] = [gate | up]: out[rows, F] (=). Backward: dgate_up (=), may be gate_up; 0 where
- * clamped. */
+ * clamped. `grouped` without offsets (NULL): there are max_rows rows, as in a part that is no expert. */
 typedef wb_status wb_grouped_swiglu_forward_fn(wb_device *dev, const wb_grouped *grouped, int64_t F,
                                                const wb_clamped_swiglu *clamp, wb_rows gate_up, wb_rows out);
 typedef wb_status wb_grouped_swiglu_backward_fn(wb_device *dev, const wb_grouped *grouped, int64_t F,
@@ -889,6 +1045,12 @@ typedef struct wb_op_sizes {
     int64_t keys;
     /* of a gated delta rule; zeros where there is none */
     wb_delta_heads delta;
+    /* of attention over entries, with the heads above: keys and entries together that a query sees, and
+     * entries that an indexer chooses from */
+    int64_t entry_keys, ranked_entries;
+    int32_t index_heads, index_dim;
+    /* S of hyper-connections */
+    int32_t n_streams;
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */
     wb_router router;
     int32_t n_sources, n_slots, n_groups;

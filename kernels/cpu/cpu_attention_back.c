@@ -61,20 +61,6 @@ static void scatter_keys(const wb_attention *args, backward_run b, const float *
         rows_store(width, from + j * width, pool, (b.index[j] * args->n_kv_heads + b.kv) * width);
 }
 
-/* Probabilities of one row from its scores, then ds = p (dp - sum p dp) from dp; zeros for the keys it
- * does not see. Returns what the row takes from the gradient of its head's sink. */
-static float backward_row(const wb_attention *args, int64_t head, span seen, int64_t keys, float *restrict p,
-                          float *restrict dp) {
-    const row_factors by = soften(args, head, seen, p);
-    for (int64_t j = 0; j < seen.begin; j++) p[j] = dp[j] = 0.0f;
-    for (int64_t j = seen.begin; j < seen.end; j++) p[j] *= by.inverse;
-    float dot = row_dot(p, dp, seen.end);
-    for (int64_t j = seen.begin; j < seen.end; j++) dp[j] = p[j] * (dp[j] - dot);
-    memset(p + seen.end, 0, (size_t)(keys - seen.end) * sizeof(float));
-    memset(dp + seen.end, 0, (size_t)(keys - seen.end) * sizeof(float));
-    return by.sink * dot;
-}
-
 /* One block of queries: dq (=), dk and dv of the run (+=). `sink_terms`: of all tokens, or NULL. */
 static void backward_queries(const wb_attention *args, backward_run b, piece block, wb_rows dout, wb_rows dq,
                              float *sink_terms) {
@@ -118,13 +104,6 @@ static void backward_task(const wb_attention *args, backward_run b, wb_rows dout
     }
     scatter_keys(args, b, b.dk, hd, dk);
     scatter_keys(args, b, b.dv, vd, dv);
-}
-
-/* A sink's logit is no key's: its gradient is its weight times 0 - sum p dp, in each query. */
-static void add_to_sinks(const wb_attention *args, const float *terms, float *dsinks) {
-    for (int64_t t = 0; t < args->T; t++)
-        for (int64_t head = 0; head < args->n_heads && args->seq[t] >= 0; head++)
-            dsinks[head] -= terms[t * args->n_heads + head];
 }
 
 wb_status WB_CPU(attention_backward)(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,

@@ -6,7 +6,7 @@
 #include <string.h>
 
 static int64_t n_rows(const wb_grouped *g) {
-    return g->offsets[g->n_groups];
+    return g->offsets ? g->offsets[g->n_groups] : g->max_rows;
 }
 
 wb_status WB_CPU(grouped_bias_forward)(wb_device *dev, const wb_grouped *g, int64_t width, const float *b,

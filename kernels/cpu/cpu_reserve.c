@@ -19,6 +19,14 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     if (most->delta.n_key > 0) bytes = larger(bytes, WB_CPU(delta_forward_bytes)(most->delta));
     if (most->delta.n_key > 0 && most->backward)
         bytes = larger(bytes, WB_CPU(delta_backward_bytes)(most->delta));
+    if (most->ranked_entries > 0)
+        bytes =
+            larger(bytes, WB_CPU(indexer_bytes)(most->index_heads, most->index_dim, most->ranked_entries));
+    if (most->entry_keys > 0)
+        bytes = larger(bytes, WB_CPU(entry_attention_forward_bytes)(&heads, most->entry_keys));
+    if (most->entry_keys > 0 && most->backward)
+        bytes =
+            larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, 2 * most->tokens, most->entry_keys));
     if (most->n_kv_heads == 0) return bytes;
     bytes = larger(bytes, WB_CPU(attention_forward_bytes)(&heads, most->keys));
     return most->backward ? larger(bytes, WB_CPU(attention_backward_bytes)(&heads, most->keys)) : bytes;
@@ -37,6 +45,8 @@ static size_t shared_bytes(const wb_op_sizes *most) {
     bytes = larger(bytes, (size_t)most->n_slots * sizeof(int32_t));
     bytes = larger(bytes, wb_cpu_attention_plan_bytes(most->tokens, most->backward ? most->n_heads : 0));
     bytes = larger(bytes, wb_cpu_sum_bytes(most->summed));
+    if (most->backward)
+        bytes = larger(bytes, wb_cpu_hyper_bytes(most->tokens, wb_hyper_width(most->n_streams, 1)));
     return most->backward ? larger(bytes, (size_t)(most->tokens * heads) * sizeof(float)) : bytes;
 }
 
@@ -52,10 +62,22 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                   U = wb_delta_width(most->delta) + O + 2 * most->delta.n_value;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
      * backward; two products of a backward, which share dy, a router's among them; a recurrent layer's four
-     * projections and the two products of their backward, and its gated norm. */
+     * projections and the two products of their backward, and its gated norm; streams, of which a backward has
+     * three and two rows besides; a compressor's backward, of overlapping entries. */
     const int64_t E = most->router.n_experts, V = most->vocab_size;
-    const int64_t token[] = {3 * H + q + 2 * kv, 3 * H,     3 * q,     2 * (H + q), 5 * I, 4 * I + H,
-                             2 * H + I,          2 * E + H, 4 * H + U, 2 * (H + U), 5 * O};
+    const int64_t token[] = {3 * H + q + 2 * kv,
+                             3 * H,
+                             3 * q,
+                             2 * (H + q),
+                             5 * I,
+                             4 * I + H,
+                             2 * H + I,
+                             2 * E + H,
+                             4 * H + U,
+                             2 * (H + U),
+                             5 * O,
+                             (3 * most->n_streams + 2) * H,
+                             most->entry_keys > 0 ? 9 * D : 0};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};
     int64_t per_token = (2 * K + 1) * H, per_row = 0;
     if (most->dtype == WB_F32) return 0;

@@ -129,8 +129,8 @@ wb_status WB_CPU(rope)(wb_device *dev, const wb_rope *args) {
     for (int64_t t = 0; t < args->T; t++)
         for (int64_t head = 0; head < n_heads; head++) {
             float *x = list[0].f32 + (t * n_heads + head) * args->head_dim + args->first;
-            const float *c = args->cos_table + args->pos[t] * half,
-                        *s = args->sin_table + args->pos[t] * half;
+            const int64_t angles = rope_position(args, t) * half;
+            const float *c = args->cos_table + angles, *s = args->sin_table + angles;
             if (args->interleaved)
                 row_rotate_pairs(half, c, s, sign, x);
             else

@@ -147,7 +147,8 @@ __global__ void __launch_bounds__(BLOCK) rotate_pairs(wb_rope args) {
     const int64_t half = args.rot_dim / 2, pair = thread_number(), head = pair / half,
                   t = head / args.n_heads;
     if (t >= args.T) return;
-    const int64_t i = pair % half, angle = args.pos[t] * half + i, x = head * args.head_dim + args.first;
+    const int64_t i = pair % half, angle = rope_position(&args, t) * half + i,
+                  x = head * args.head_dim + args.first;
     const int64_t low = args.interleaved ? x + 2 * i : x + i, high = args.interleaved ? low + 1 : low + half;
     const float c = args.cos_table[angle], sine = wb_mul(args.inverse ? -1.0f : 1.0f, args.sin_table[angle]);
     const float a = load_element(args.x, low), b = load_element(args.x, high);
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(BLOCK) rotate_eights(wb_rope args) {
     const int64_t half = args.rot_dim / 2, eights = half / 8, place = thread_number(), head = place / eights;
     const int64_t t = head / args.n_heads, i = place % eights * 8;
     if (t >= args.T) return;
-    const int64_t angle = args.pos[t] * half + i;
+    const int64_t angle = rope_position(&args, t) * half + i;
     const float sign = args.inverse ? -1.0f : 1.0f;
     uint16_t *const low = static_cast<uint16_t *>(args.x.data) + head * args.head_dim + args.first + i;
     float a[8], b[8], c[8], sine[8];

@@ -294,7 +294,7 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
 static inline void all_experts(wb_device *dev, const wb_moe_plan *plan, int64_t H, outputs *o) {
     const int64_t S = plan->n_slots, n = plan->T * plan->top_k, F = 24;
     const wb_grouped rows = {.n_groups = (int32_t)S, .offsets = plan->offsets, .max_rows = n};
-    const wb_clamped_swiglu clamp = {1.5f, 1.702f};
+    const wb_clamped_swiglu clamp = {1.5f, 1.702f, 1};
     float *b = random_floats(S * 2 * F, -1, 1), *gate_up = random_floats(n * 2 * F, -3, 3),
           *act = floats(n * F);
     float *db = random_floats(S * 2 * F, -1, 1), *gate = random_floats(n, -2, 2), *dgate = floats(n);

@@ -260,7 +260,7 @@ OP(grouped_backward) {
     return dev->grouped_matmul_backward(dev, &g, r[0], r[1], sums, r[2], (wb_rows){0});
 }
 
-static const wb_clamped_swiglu swiglu_clamp = {1.3f, 1.702f};
+static const wb_clamped_swiglu swiglu_clamp = {1.3f, 1.702f, 1};
 
 OP(grouped_bias) {
     const wb_grouped g = one_group(n);

@@ -226,7 +226,7 @@ static void run_other_experts(const trial *t) {
     int32_t *offsets = zeros(2, sizeof *offsets);
     offsets[1] = (int32_t)n;
     const wb_grouped rows = {.n_groups = 1, .offsets = offsets, .max_rows = n};
-    const wb_clamped_swiglu clamp = {7, 1.702f};
+    const wb_clamped_swiglu clamp = {7, 1.702f, 1};
     const wb_rows gate_up = rows_of(t, n, 2 * F), act = rows_of(t, n, F), x = rows_of(t, T, H),
                   y = rows_of(t, T, H);
     float *gate = zeros(T, sizeof *gate), *bias = zeros(2 * F, sizeof *bias);

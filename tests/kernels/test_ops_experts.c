@@ -56,7 +56,7 @@ static void test_grouped_bias(void **state) {
 /* ---- clamped SwiGLU ------------------------------------------------------------------------------ */
 
 typedef struct clamp_case {
-    double limit, alpha;
+    double limit, alpha, offset;
     int64_t n;
     const float *d;
 } clamp_case;
@@ -64,7 +64,7 @@ typedef struct clamp_case {
 static double clamped_element(const clamp_case *c, const double *x, int64_t i) {
     const double *gate = x + i / WIDTH * 2 * WIDTH + i % WIDTH;
     const double g = fmin(gate[0], c->limit), up = fmax(fmin(gate[WIDTH], c->limit), -c->limit);
-    return (up + 1) * g / (1 + exp(-c->alpha * g));
+    return (up + c->offset) * g / (1 + exp(-c->alpha * g));
 }
 
 static double clamped_loss(const double *x, const void *context) {
@@ -83,17 +83,17 @@ static float *clamped_inputs(int64_t n, float limit) {
     return x;
 }
 
-static void test_clamped_swiglu(void **state) {
-    (void)state;
+/* `whole`: without offsets, so that all rows are there. */
+static void check_clamped_swiglu(wb_clamped_swiglu clamp, bool whole) {
     wb_device *dev = open_cpu(3);
-    const wb_clamped_swiglu clamp = {.limit = 2.5f, .alpha = 1.702f};
     groups g = {{0}, {0}};
     make_groups(&g);
-    const int64_t n = g.offsets[GROUPS];
+    const int64_t n = whole ? ROWS : g.offsets[GROUPS];
+    if (whole) g.of.offsets = NULL;
     float *x = clamped_inputs(ROWS * 2 * WIDTH, clamp.limit), *d = random_floats(ROWS * WIDTH, -1, 1);
     float *y = floats(ROWS * WIDTH), *dx = floats(ROWS * 2 * WIDTH), *same = copied(x, ROWS * 2 * WIDTH);
     double *wide = doubles(x, ROWS * 2 * WIDTH);
-    clamp_case c = {(double)clamp.limit, (double)clamp.alpha, n, d};
+    clamp_case c = {(double)clamp.limit, (double)clamp.alpha, (double)clamp.offset, n, d};
     assert_ok(dev->grouped_swiglu_forward(dev, &g.of, WIDTH, &clamp, wb_f32_rows(x), wb_f32_rows(y)));
     for (int64_t i = 0; i < n * WIDTH; i++) {
         const double expected = clamped_element(&c, wide, i);
@@ -110,10 +110,17 @@ static void test_clamped_swiglu(void **state) {
     wb_device_close(dev);
 }
 
+static void test_clamped_swiglu(void **state) {
+    (void)state;
+    check_clamped_swiglu((wb_clamped_swiglu){.limit = 2.5f, .alpha = 1.702f, .offset = 1}, false);
+    check_clamped_swiglu((wb_clamped_swiglu){.limit = 2.5f, .alpha = 1, .offset = 0}, false);
+    check_clamped_swiglu((wb_clamped_swiglu){.limit = 1.5f, .alpha = 1, .offset = 0}, true);
+}
+
 /* At the limit there is a gradient, beyond it there is none, and a NaN goes through. */
 static void test_clamped_swiglu_at_its_limits(void **state) {
     (void)state;
-    const wb_clamped_swiglu c = {.limit = 7, .alpha = 1.702f};
+    const wb_clamped_swiglu c = {.limit = 7, .alpha = 1.702f, .offset = 1};
     float dgate, dup;
     wb_clamped_swiglu_gradient(c, 7, -7, 1, &dgate, &dup);
     assert_true(dgate != 0 && dup != 0);
@@ -171,7 +178,7 @@ static void test_nothing_to_do(void **state) {
     wb_device *dev = open_cpu(1);
     static const int32_t offsets[GROUPS + 1];
     const wb_grouped none = {.n_groups = GROUPS, .offsets = offsets};
-    const wb_clamped_swiglu clamp = {7, 1.702f};
+    const wb_clamped_swiglu clamp = {7, 1.702f, 1};
     float one[2] = {3, 4};
     const wb_rows x = wb_f32_rows(one);
     assert_ok(dev->grouped_bias_forward(dev, &none, 1, one, x));

@@ -180,6 +180,35 @@ static void check_rope(int32_t first, bool interleaved) {
     wb_device_close(dev);
 }
 
+/* Rows of entries have the angles of the first position of theirs. */
+static void test_rope_of_entries(void **state) {
+    (void)state;
+    enum { T = 9, RATIO = 4, WIDTH = 6 };
+    wb_device *dev = open_cpu(1);
+    int32_t pos[T], first[T];
+    for (int32_t t = 0; t < T; t++) pos[t] = t, first[t] = t / RATIO * RATIO;
+    float *x = random_floats(T * WIDTH, -1, 1), *y = copied(x, T * WIDTH), *c = random_floats(T * 2, -1, 1),
+          *s = random_floats(T * 2, -1, 1);
+    wb_rope args = {.T = T,
+                    .n_heads = 1,
+                    .head_dim = WIDTH,
+                    .first = 2,
+                    .rot_dim = 4,
+                    .interleaved = true,
+                    .pos = first,
+                    .cos_table = c,
+                    .sin_table = s,
+                    .x = wb_f32_rows(y)};
+    assert_ok(dev->rope(dev, &args));
+    args.pos = pos, args.ratio = RATIO, args.x = wb_f32_rows(x);
+    assert_ok(dev->rope(dev, &args));
+    assert_same_bits(x, y, T * WIDTH, "rope of entries");
+    args.ratio = -1;
+    assert_int_equal(dev->rope(dev, &args), WB_INVALID_ARGUMENT);
+    free(x), free(y), free(c), free(s);
+    wb_device_close(dev);
+}
+
 static void test_rope(void **state) {
     (void)state;
     check_rope(0, false);
@@ -321,11 +350,11 @@ static void test_bias(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),        cmocka_unit_test(test_cast_kv_write_gather_scatter),
-        cmocka_unit_test(test_rmsnorm),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_copy_heads),
-        cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_add_clamp),
-        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_embed),           cmocka_unit_test(test_cast_kv_write_gather_scatter),
+        cmocka_unit_test(test_rmsnorm),         cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_rope_of_entries), cmocka_unit_test(test_copy_columns),
+        cmocka_unit_test(test_copy_heads),      cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_add_clamp),       cmocka_unit_test(test_bias),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

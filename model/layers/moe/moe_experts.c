@@ -48,7 +48,7 @@ static wb_grouped group_down(const wb_moe_experts *experts, const wb_moe_rows *p
 /* ---- experts with biases --------------------------------------------------------------------- */
 
 static wb_clamped_swiglu clamp_of(const wb_model *model) {
-    return (wb_clamped_swiglu){.limit = model->config.swiglu_limit, .alpha = 1.702f};
+    return (wb_clamped_swiglu){.limit = model->config.swiglu_limit, .alpha = 1.702f, .offset = 1};
 }
 
 /* y (+=) the bias of each row's expert. */
