@@ -44,7 +44,7 @@ bool wb_replay_unmeasured(const layer_rows *s) {
 
 void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
                             size_t native_stride_bytes) {
-    uint32_t K = r->model.top_k;
+    const uint32_t K = s->K;
     micro_batch *b = s->batch;
     double *sums = r->sums + SUMS_FIXED + (size_t)s->layer * SUMS_PER_LAYER;
     for (uint32_t i = 0; i < s->rows; i++) {
