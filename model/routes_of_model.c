@@ -1,4 +1,5 @@
 /* routes_of_model.c - what the records of a model say about it: its MoE layers, E, K and the fingerprint. */
+#include "config.h"
 #include "model_weights.h"
 #include "wb_check.h"
 #include "wb_hash.h"
@@ -47,6 +48,9 @@ static void add_options(const wb_config *c, text *t) {
     }
     if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
     if (c->swiglu_limit > 0) add(t, "\nswiglu_limit %.9g", (double)c->swiglu_limit);
+    if (c->n_weightless > 0) add(t, "\nweightless %d", c->n_weightless);
+    for (int32_t l = 0, n = wb_config_n_moe(c); c->layer_top_k[0] > 0 && l < n; l++)
+        add(t, l ? " %" PRIu32 : "\nlayer_top_k %" PRIu32, c->layer_top_k[l]);
     if (c->window > 0) {
         add(t, "\nwindow %d", c->window);
         for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, c->window_layer_mask[i]);
@@ -87,6 +91,8 @@ static wb_status describe(const wb_config *config, const wb_family_rules *family
     routes->n_moe_layers = n;
     routes->moe_layers = moe_layers;
     routes->num_experts = (uint32_t)config->router.n_experts;
+    routes->n_weightless = (uint32_t)config->n_weightless;
+    if (config->layer_top_k[0] > 0) routes->layer_top_k = config->layer_top_k;
     routes->top_k = (uint32_t)config->router.top_k;
     set_fingerprint(config, routes);
     return wb_route_model_check(routes);

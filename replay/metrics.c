@@ -56,7 +56,7 @@ static void count_load(const wb_replay *r, const uint8_t *ids, double *load) {
 
 void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
                             size_t native_stride_bytes) {
-    uint32_t K = r->model.top_k;
+    const uint32_t K = s->K;
     micro_batch *b = s->batch;
     double *sums = r->sums + SUMS_FIXED + (size_t)s->layer * SUMS_PER_LAYER;
     double *forced_load = load_of(r, s->layer, MAP_FORCED), *native_load = load_of(r, s->layer, MAP_NATIVE);

@@ -39,6 +39,9 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
 
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
     WB_TRY(wb_route_model_copy(&r->memory, model, "replay: layers", &r->model));
+    WB_TRY(WB_OWN(&r->memory, r->layer_at, (size_t)model->n_moe_layers + 1, "replay: layers"));
+    for (uint32_t l = 0; l < model->n_moe_layers; l++)
+        r->layer_at[l + 1] = r->layer_at[l] + wb_route_layer_k(model, l) * wb_dtype_size(r->dtype);
     WB_TRY(WB_OWN(&r->memory, r->marks, model->num_experts, "replay: experts"));
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
     WB_TRY(wb_replay_open_placement(r));
@@ -61,7 +64,6 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
     r->options = o;
     r->n_columns = o.indexer ? wb_indexer_columns(model) : 0;
     r->dtype = wb_route_dtype(model->num_experts);
-    r->layer_bytes = model->top_k * wb_dtype_size(r->dtype);
     r->row_bytes = wb_route_row_bytes(model);
     wb_status status = open_arrays(r, model);
     if (status != WB_OK) {

@@ -92,8 +92,9 @@ enum {
 enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
 enum { MAP_FORCED, MAP_NATIVE, N_MAPS };
 
-/* Where padding rows of one layer go: to each of the first `n_always` experts in every row, and for the
- * other choices in turn to each of `n_turns` ranks, whose experts begin at starts[] of `experts`. */
+/* Where padding rows of one layer go, experts without weights left out: to each of the first `n_always`
+ * experts in every row, and for the other choices in turn to each of `n_turns` ranks, whose experts begin at
+ * starts[] of `experts`. */
 typedef struct padding_order {
     uint32_t *experts; /* [E] */
     uint32_t *starts;  /* [n_turns + 1] */
@@ -114,9 +115,10 @@ struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
     wb_dtype dtype;
-    size_t layer_bytes, row_bytes; /* K ids; L * K ids */
-    wb_replay_options options;     /* n_layers resolved */
-    uint32_t n_columns;            /* indexers that are replayed; 0 without options.indexer */
+    size_t row_bytes;
+    size_t *layer_at;          /* [L + 1] bytes of a row before each layer's ids */
+    wb_replay_options options; /* n_layers resolved */
+    uint32_t n_columns;        /* indexers that are replayed; 0 without options.indexer */
 
     wb_string_table rids; /* rid -> index of its record */
     wb_record *records;   /* [n_records] */
@@ -128,8 +130,10 @@ struct wb_replay {
     int32_t n_micro_batches;
     size_t micro_batch_capacity;
     uint64_t placement_hash; /* of the maps that padding and tables are of; 0 where there is no placement */
-    padding_order *padding;  /* [L], or one for all layers where there is no placement */
-    uint64_t *padding_keys;  /* [E] scratch */
+    /* [n_padding]: one for each of the L layers, or one for all where there is no placement and one K */
+    padding_order *padding;
+    uint32_t n_padding;
+    uint64_t *padding_keys; /* [E] scratch */
     dispatch_state dispatch;
 
     double *sums;    /* [wb_replay_sums_count] */
@@ -152,6 +156,8 @@ typedef struct layer_rows {
     uint32_t row, rows;
     uint8_t *direction; /* [rows] of the layer */
     uint8_t *noted;     /* [rows] of the layer */
+    uint32_t K;         /* of the layer */
+    size_t layer_bytes; /* K ids */
     uint8_t *ids;       /* first id; rows are row_bytes apart */
 } layer_rows;
 

@@ -183,8 +183,8 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
  * close; wb_replay_choose and wb_replay_store change it in place. */
 typedef struct wb_replay_slice {
     uint32_t rows;
-    /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K] or for all layers [L][K],
-     * begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
+    /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K of the layer] or for all layers
+     * a whole row, begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
     const void *ids;
     int64_t stride;           /* in ids: L * K */
     const uint8_t *direction; /* [rows] wb_row_direction; NULL without a plan: all rows choose */

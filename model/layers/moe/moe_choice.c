@@ -5,10 +5,19 @@
 #include "layers/moe/moe.h"
 
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
-    const int64_t L = model->route_model.n_moe_layers, K = model->config.router.top_k;
-    wb_ids ids = {.dtype = wb_route_dtype(model->route_model.num_experts), .stride = L * K};
-    if (routes) ids.data = (uint8_t *)routes + (size_t)(moe_index * K) * wb_dtype_size(ids.dtype);
+    const wb_route_model *m = &model->route_model;
+    wb_ids ids = {.dtype = wb_route_dtype(m->num_experts), .stride = (int64_t)wb_route_row_ids(m)};
+    if (routes)
+        ids.data =
+            (uint8_t *)routes + wb_route_layer_first(m, (uint32_t)moe_index) * wb_dtype_size(ids.dtype);
     return ids;
+}
+
+/* The model's router with the K of the layer. */
+static wb_router router_of(const wb_model *model, int32_t moe_index) {
+    wb_router router = model->config.router;
+    router.top_k = wb_config_layer_k(&model->config, moe_index);
+    return router;
 }
 
 void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
@@ -28,9 +37,9 @@ void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_
 }
 
 static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
-    const wb_router *router = &choice->model->config.router;
+    const wb_router router = router_of(choice->model, w->moe_index);
     wb_device *dev = choice->model->device;
-    const int64_t n_logits = pass->T * router->n_experts, n_weights = pass->T * router->top_k;
+    const int64_t n_logits = pass->T * router.n_experts, n_weights = pass->T * router.top_k;
     const void *logits, *weights;
     WB_TRY(wb_host_view_read(dev, choice->host_logits, choice->logits.data, (size_t)n_logits * sizeof(float),
                              &logits));
@@ -43,20 +52,20 @@ static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, cons
 wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router *router = &model->config.router;
+    const wb_router router = router_of(model, w->moe_index);
     const int64_t T = pass->T;
     float *logits = choice->logits.data;
 
     const wb_matmul product = wb_matmul_forward(T, x, wb_model_weight(model, w->router), wb_f32_rows(logits));
     WB_TRY(dev->matmul(dev, 1, &product));
     if (w->router_bias >= 0)
-        WB_TRY(dev->bias_forward(dev, T, router->n_experts, wb_model_vector(model, w->router_bias),
+        WB_TRY(dev->bias_forward(dev, T, router.n_experts, wb_model_vector(model, w->router_bias),
                                  wb_f32_rows(logits)));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
         /* A family with a table of ids declares it beside the router's matrix, as a parameter of the layer
          * (wb_moe_weights), and it is passed here as `table`. */
-        const wb_topk args = {.router = *router,
+        const wb_topk args = {.router = router,
                               .T = T,
                               .logits = logits,
                               .bias =
@@ -67,7 +76,7 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
                               .native = wb_moe_ids(model, pass->routing->native, w->moe_index)};
         WB_TRY(dev->topk(dev, &args));
     }
-    WB_TRY(dev->gate_forward(dev, router, T, logits, pass->routing->direction, ids, choice->weights.data));
+    WB_TRY(dev->gate_forward(dev, &router, T, logits, pass->routing->direction, ids, choice->weights.data));
     return pass->probe ? call_probe(choice, w, pass) : WB_OK;
 }
 
@@ -75,12 +84,12 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
                                  wb_rows x, float *const *grads, wb_rows dx) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router *router = &model->config.router;
-    const int64_t T = pass->T, H = model->config.hidden_size, E = router->n_experts;
+    const wb_router router = router_of(model, w->moe_index);
+    const int64_t T = pass->T, H = model->config.hidden_size, E = router.n_experts;
     float *dlogits = choice->dlogits.data;
     wb_rows d;
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
-    WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, pass->routing->direction, ids,
+    WB_TRY(dev->gate_backward(dev, &router, T, choice->logits.data, pass->routing->direction, ids,
                               choice->dweights.data, dlogits));
     if (w->router_bias >= 0)
         WB_TRY(dev->bias_backward(dev, T, E, wb_f32_rows(dlogits), grads[w->router_bias]));
