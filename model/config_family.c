@@ -38,6 +38,19 @@ static void set_delta(wb_config *c) {
     wb_config_set_delta_layers(WB_DELTA_INTERVAL, c);
 }
 
+/* The family's groups, where the experts can be shared out among them and those that stay are enough to
+ * choose from; else one group. */
+static void set_groups(wb_router *router, const wb_family_rules *rules) {
+    router->n_group = router->topk_group = 1;
+    router->scale = 1;
+    if (rules->router_scale == 0) return;
+    router->scale = (float)rules->router_scale;
+    const int32_t n = rules->n_group;
+    if (router->n_experts % n != 0 || router->top_k > router->n_experts / n * rules->topk_group) return;
+    router->n_group = n;
+    router->topk_group = rules->topk_group;
+}
+
 wb_status wb_config_complete(wb_config *config) {
     const wb_family_rules *rules = wb_family_rules_of(config->family);
     if (!rules)
@@ -62,10 +75,7 @@ wb_status wb_config_complete(wb_config *config) {
                    .router = {.type = rules->router_types[rules->norm_topk_prob],
                               .n_experts = config->router.n_experts,
                               .top_k = config->router.top_k,
-                              .n_group = 1,
-                              .topk_group = 1,
-                              .normalize = rules->norm_topk_prob,
-                              .scale = 1},
+                              .normalize = rules->norm_topk_prob},
                    .shared_width = rules->n_shared * config->expert_width,
                    .rotary_dim = (int32_t)(config->head_dim * rules->rotary_factor) / 2 * 2,
                    .rope_scaling = rules->rope_scaling,
@@ -75,6 +85,7 @@ wb_status wb_config_complete(wb_config *config) {
                    .delta = config->delta};
     if (rules->latent_attention) set_mla(&c);
     if (rules->delta_net) set_delta(&c);
+    set_groups(&c.router, rules);
     set_layers(&c, rules);
     *config = c;
     return WB_OK;

@@ -152,8 +152,8 @@ WB_API wb_status wb_config_load(const char *dir, wb_config *config_out);
 WB_API wb_status wb_config_check(const wb_config *config);
 
 /* Everything in *config but family and sizes (hidden_size, layers, heads, head_dim, widths, vocabulary,
- * positions, E and K) becomes what the family has where a config.json does not say it; with one shared
- * expert where it has any. */
+ * positions, E and K) becomes what the family has where a config.json does not say it, but that experts
+ * are in one group where E and K do not fit its groups; with one shared expert where it has any. */
 WB_API wb_status wb_config_complete(wb_config *config);
 
 /* False also for a layer that the model does not have. */

@@ -1,7 +1,10 @@
 /* group_queue.c - which rank generates which prompt group. Groups wait in one queue and go to the ranks that
  * could run them now, so that a rank whose samples end early takes what another would still have waiting.
  * Who gets what follows from the steps of the engine alone, never from a clock: a run that is repeated or
- * resumed on as many ranks hands out the same. What a sample is does not depend on its rank. */
+ * resumed on as many ranks hands out the same. What a sample is does not depend on its rank.
+ * The engine's lend_requests does the same for requests that callers have already bound to ranks. Here it
+ * would have nothing to lend, since no group waits on a rank, and it would take single samples where a group
+ * that stays together has its prompt prefilled once. */
 #include "grpo.h"
 
 int64_t group_queue_room(int64_t max_running, int64_t unfinished, int64_t samples) {

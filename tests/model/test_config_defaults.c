@@ -52,9 +52,33 @@ static void test_rule_34_absent_keys_mean_what_they_mean_in_transformers(void **
     }
 }
 
+/* A configuration that is made from sizes has the family's router, as long as its experts fit the groups. */
+static void test_a_configuration_of_sizes_has_the_routers_of_the_family(void **state) {
+    (void)state;
+    const char *family;
+    json_t *of;
+    json_object_foreach(json_object_get(defaults, "families"), family, of) {
+        const wb_config read = load(family, json_object_get(of, "required"));
+        wb_config made = read;
+        made.router = (wb_router){.n_experts = read.router.n_experts, .top_k = read.router.top_k};
+        assert_int_equal(wb_config_complete(&made), WB_OK);
+        assert_int_equal(made.router.type, read.router.type);
+        /* 0 is one group too. */
+        assert_int_equal(made.router.n_group, read.router.n_group > 0 ? read.router.n_group : 1);
+        assert_int_equal(made.router.topk_group, read.router.topk_group > 0 ? read.router.topk_group : 1);
+        assert_true(made.router.scale == read.router.scale && made.router.normalize == read.router.normalize);
+        made.router.n_experts = 13;
+        made.router.top_k = 8;
+        assert_int_equal(wb_config_complete(&made), WB_OK);
+        assert_true(made.router.n_group == 1 && made.router.topk_group == 1);
+        assert_true(made.router.scale == read.router.scale);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_34_absent_keys_mean_what_they_mean_in_transformers),
+        cmocka_unit_test(test_a_configuration_of_sizes_has_the_routers_of_the_family),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

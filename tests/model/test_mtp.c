@@ -149,15 +149,31 @@ static void test_they_are_saved_as_they_were(void **state) {
     close_one(m, device, comm);
 }
 
-/* Who saves the decoder alone leaves the key in config.json. */
-static void test_files_without_them(void **state) {
-    (void)state;
-    edit *e = edit_begin_from(oracle().text, "no_mtp");
+static void remove_layers(edit *e) {
     for (size_t i = 0; i < e->n;)
         if (strstr(e->views[i].name, "model.layers.3.") || strstr(e->views[i].name, "model.layers.4."))
             e->views[i] = e->views[--e->n];
         else
             i++;
+}
+
+/* How many there are by config.json, which takes `value`; NULL: it does not say. */
+static void say_layers(const edit *e, json_t *value) {
+    const temp_path config = temp_in(e->out.text, "config.json");
+    json_t *root = json_load_file(config.text, 0, NULL);
+    if (value)
+        json_object_set_new(root, "num_nextn_predict_layers", value);
+    else
+        json_object_del(root, "num_nextn_predict_layers");
+    assert_int_equal(json_dump_file(root, config.text, 0), 0);
+    json_decref(root);
+}
+
+/* Who saves the decoder alone leaves the key in config.json. */
+static void test_files_without_them(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle().text, "no_mtp");
+    remove_layers(e);
     const temp_path out = edit_end(e, NULL);
     wb_device *device;
     wb_comm *comm;
@@ -217,15 +233,29 @@ static void test_layers_that_do_not_fit_the_configuration(void **state) {
     edit *e = edit_begin_from(oracle().text, "no_eh_proj");
     edit_remove(e, "model.layers.3.eh_proj.weight");
     expect_open_fails(edit_end(e, NULL).text, WB_NOT_FOUND, "missing tensor model.layers.3.eh_proj.weight");
-    e = edit_begin_from(oracle().text, "none_said");
-    const temp_path config = temp_in(e->out.text, "config.json");
-    json_t *root = json_load_file(config.text, 0, NULL);
-    json_object_set_new(root, "num_nextn_predict_layers", json_integer(0));
-    assert_int_equal(json_dump_file(root, config.text, 0), 0);
-    json_decref(root);
-    expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH,
-                      "layers from 3 on are for multi-token prediction (MTP), of which there are 0 by "
-                      "num_nextn_predict_layers");
+    for (int absent = 0; absent < 2; absent++) {
+        e = edit_begin_from(oracle().text, absent ? "nothing_said" : "none_said");
+        say_layers(e, absent ? NULL : json_integer(0));
+        expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH,
+                          "layers from 3 on are for multi-token prediction (MTP), of which there are 0 by "
+                          "num_nextn_predict_layers");
+    }
+}
+
+/* What is saved without them and without the key, as transformers 4 does, has none: the class's default of
+ * one layer in transformers 5 says nothing of the files. */
+static void test_without_the_key_there_are_none(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle().text, "no_key");
+    remove_layers(e);
+    say_layers(e, NULL);
+    const temp_path out = edit_end(e, NULL);
+    wb_device *device;
+    wb_comm *comm;
+    wb_model *m = open_one(out.text, WB_F32, &device, &comm);
+    assert_null(wb_model_mtp(m));
+    assert_true(!wb_model_note(m) || !strstr(wb_model_note(m), "MTP"));
+    close_one(m, device, comm);
 }
 
 int main(void) {
@@ -237,6 +267,7 @@ int main(void) {
         cmocka_unit_test(test_a_layer_that_lacks_a_tensor),
         cmocka_unit_test(test_a_layer_that_lacks_what_the_decoder_has),
         cmocka_unit_test(test_layers_that_do_not_fit_the_configuration),
+        cmocka_unit_test(test_without_the_key_there_are_none),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

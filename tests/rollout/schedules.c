@@ -152,9 +152,11 @@ static bool rich_enough(const tally *t, uint64_t n) {
 int main(int argc, char **argv) {
     options o = {FIRST_SEED, COUNT, MAX_RANKS, false};
     tally t = {0};
-    if (!read_options(argc, argv, &o)) {
-        fprintf(stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n", MAX_RANKS);
-        return 2;
+    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
+    if (help || !read_options(argc, argv, &o)) {
+        fprintf(help ? stdout : stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n",
+                MAX_RANKS);
+        return help ? 0 : 2;
     }
     for (uint64_t seed = o.first; seed < o.first + o.count; seed++) {
         static schedule s;

@@ -3,8 +3,10 @@
 #ifndef SUPPORT_USAGE_H
 #define SUPPORT_USAGE_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Whether the program ends here, with *code_out: --help prints `usage` to standard output; an option, and
@@ -23,6 +25,21 @@ static inline bool usage_ends(int argc, char **argv, int least, int most, const 
     fputs(usage, stderr);
     *code_out = 2;
     return true;
+}
+
+/* The whole number that `word` is, of least .. most; else says on standard error what `name` has to be, and
+ * the program ends with exit code 2. NULL, a word that is not there: *value stays. */
+static inline bool usage_number(const char *name, const char *word, long least, long most, long *value) {
+    char *end;
+    if (!word) return true;
+    errno = 0;
+    const long number = strtol(word, &end, 10);
+    if (end != word && *end == '\0' && errno == 0 && number >= least && number <= most) {
+        *value = number;
+        return true;
+    }
+    fprintf(stderr, "%s: expected a number of %ld to %ld, found '%s'\n", name, least, most, word);
+    return false;
 }
 
 #endif
