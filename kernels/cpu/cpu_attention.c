@@ -81,7 +81,7 @@ static void compute_scores(const wb_attention *args, forward_block b) {
         for (int64_t d = 0; d < hd; d += K_BLOCK) {
             int64_t count = min64(K_BLOCK, hd - d);
             for (int64_t done = 0; done < width; done += PANEL)
-                WB_CPU(pack_transposed)(k, j + done, b.keys.end, d, count, b.panels + done * K_BLOCK);
+                WB_CPU(pack_transposed)(k, j + done, b.keys.end, d, count, PANEL, b.panels + done * K_BLOCK);
             tile_rows q = {b.q + first * hd + d, false, hd};
             WB_CPU(tiles)
             (b.rows - first, width, count, q, b.panels, d > 0, b.scores + first * b.ld + j, b.ld);
@@ -137,7 +137,7 @@ static void compute_output(const wb_attention *args, forward_block b) {
         for (int64_t d = thin; d < vd; d += WIDTH) {
             int64_t count = min64(K_BLOCK, b.keys.end - k0), columns = min64(WIDTH, vd - d);
             for (int64_t done = 0; done < columns; done += PANEL)
-                WB_CPU(pack_straight)(v, k0, count, d + done, vd, b.panels + done * K_BLOCK);
+                WB_CPU(pack_straight)(v, k0, count, d + done, vd, PANEL, b.panels + done * K_BLOCK);
             for (int64_t r = 0; r < b.rows; r += TILE_ROWS)
                 add_values(args, b,
                            (value_tile){r, min64(TILE_ROWS, b.rows - r), d, columns, k0, k0 + count});

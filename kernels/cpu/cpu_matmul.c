@@ -32,9 +32,9 @@ static matrix_rows b_rows(const wb_matmul *p) {
 
 static void pack_b(const wb_matmul *p, int64_t n, int64_t n_end, int64_t k0, int64_t k, float *to) {
     if (p->b_row == 1)
-        WB_CPU(pack_transposed)(b_rows(p), n, n_end, k0, k, to);
+        WB_CPU(pack_transposed)(b_rows(p), n, n_end, k0, k, PANEL, to);
     else
-        WB_CPU(pack_straight)(b_rows(p), k0, k, n, n_end, to);
+        WB_CPU(pack_straight)(b_rows(p), k0, k, n, n_end, PANEL, to);
 }
 
 typedef struct block {
@@ -61,6 +61,10 @@ static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, flo
 
 static void run_block(const wb_matmul *p, block at, float *scratch) {
     int64_t rows = at.m_end - at.m;
+    if (p->b_row == 1 && rows > TILE_ROWS && rows <= SWAPPED_ROWS) {
+        WB_CPU(swapped)(p, at.m, at.m_end, at.n, at.n_end, scratch);
+        return;
+    }
     if (p->b_row == 1)
         at.n += WB_CPU(thin_transposed)(p, at.m, rows, at.n, at.n_end, NULL);
     else if (p->a_col == 1)

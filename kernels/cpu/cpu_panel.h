@@ -47,6 +47,7 @@ enum { PANEL = PANEL_VECTORS * WB_LANES, MAX_PANELS = 4 / PANEL_VECTORS };
 
 /* Panels hold up to K_BLOCK rows and lie PANEL_FLOATS apart: one fits the first-level cache. */
 enum { K_BLOCK = 256, PANEL_FLOATS = K_BLOCK * PANEL };
+enum { M_BLOCK = 240, PRODUCT_FLOATS = M_BLOCK * K_BLOCK + MAX_PANELS * PANEL_FLOATS };
 
 /* Rows of a matrix in memory, f32 or bf16: row i starts at element (index ? index[i] : i) * stride of
  * `data`. */
@@ -59,10 +60,12 @@ typedef struct matrix_rows {
 
 /* Panel column j is row first + j of `m`, elements [begin, begin + k): a panel of a transposed matrix.
  * Where the rows end (`rows` of them in all) the last is repeated; nobody reads the copies. */
-void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t begin, int64_t k, float *to);
+void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t begin, int64_t k,
+                             int64_t width, float *to);
 
 /* Panel row i is row first + i of `m`, elements [begin, begin + PANEL), zeros from `end` on. */
-void WB_CPU(pack_straight)(matrix_rows m, int64_t first, int64_t k, int64_t begin, int64_t end, float *to);
+void WB_CPU(pack_straight)(matrix_rows m, int64_t first, int64_t k, int64_t begin, int64_t end, int64_t width,
+                           float *to);
 
 /* Panels at once for `rows` rows: few rows need more columns, to hide the latency of the multiply-add. */
 static inline int panels_of(int64_t rows) {
@@ -96,8 +99,12 @@ int64_t WB_CPU(thin_transposed)(const wb_matmul *p, int64_t m, int64_t rows, int
 int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t begin, int64_t end,
                               const float *a, int64_t a_stride, bool accumulate, float *c, int64_t ldc);
 
+/* Rows [m, m_end) and columns [n, n_end) of a product with a transposed B. For more rows than a tile has and
+ * up to SWAPPED_ROWS: more of them are faster in panels of B. scratch: PRODUCT_FLOATS. (cpu_swapped.c) */
+enum { SWAPPED_ROWS = 64 };
+void WB_CPU(swapped)(const wb_matmul *p, int64_t m, int64_t m_end, int64_t n, int64_t n_end, float *scratch);
+
 /* One product on the calling thread. scratch: PRODUCT_FLOATS. (cpu_matmul.c) */
-enum { M_BLOCK = 240, PRODUCT_FLOATS = M_BLOCK * K_BLOCK + MAX_PANELS * PANEL_FLOATS };
 void WB_CPU(product)(const wb_matmul *p, float *scratch);
 
 /* Elementary operations of a product, 0 only where it writes nothing; and a list of checked products of

@@ -36,7 +36,8 @@ WB_INLINE void add_dword(const int rows, const bool is_f32, block_vector dwords,
 enum { AHEAD = 384, LINE = 64 };
 
 /* c[rows][blocks * BLOCK] += A B over whole blocks of k; returns how many k. What the memory is asked for
- * beyond the end of the rows is the beginning of as many rows at `next`. */
+ * beyond the end of the rows is the beginning of as many rows at `next`. A line is asked for between two
+ * dwords: all rows' at once, they would fill the buffers that the loads of the next block need. */
 WB_INLINE int64_t thin_blocks(const int rows, const int blocks, const bool is_f32, thin_part p,
                               const char *next, float *c) {
     const int64_t size = is_f32 ? 4 : 2, step = BLOCK * 4 / size;
@@ -54,17 +55,16 @@ WB_INLINE int64_t thin_blocks(const int rows, const int blocks, const bool is_f3
         const int64_t left = (p.k - i) * size;
         const char *ask = left > ahead ? fours[0] + ahead : next + ahead - left;
         WB_UNROLL
-        for (int j = 0; j < blocks * BLOCK; j++)
-            if (i * size % LINE == 0) _mm_prefetch(ask + j * p.stride, _MM_HINT_T0);
-        WB_UNROLL
         for (int n = 0; n < blocks; n++) {
             const char *row[BLOCK];
             WB_UNROLL
             for (int j = 0; j < BLOCK; j++) row[j] = fours[(n * BLOCK + j) / 4] + j % 4 * p.stride;
             const block_columns block = load_block(row, 0);
             WB_UNROLL
-            for (int d = 0; d < BLOCK; d++)
+            for (int d = 0; d < BLOCK; d++) {
+                if (i * size % LINE == 0) _mm_prefetch(ask + (n * BLOCK + d) * p.stride, _MM_HINT_T0);
                 add_dword(rows, is_f32, block.v[d], p.a + i + (is_f32 ? d : 2 * d), p.a_stride, acc[n]);
+            }
         }
         for (int j = 0; j < blocks * BLOCK / 4; j++) fours[j] += BLOCK * 4;
     }

@@ -54,7 +54,7 @@ def train(model, _):
     return ids.numel() / (now() - begin), logprobs.mean().item()
 
 
-CASES = {"prefill": (prefill, 1), "decode_1": (decode, 1), "decode_16": (decode, 16), "decode_64": (decode, 64), "train": (train, 4)}
+CASES = {"prefill": (prefill, 1), "decode_1": (decode, 1), "decode_16": (decode, 16), "decode_64": (decode, 64), "train": (train, 4), "train_kept": (train, 4)}
 
 
 def main():

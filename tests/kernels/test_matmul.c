@@ -123,6 +123,7 @@ static void test_blocks_and_threads(void **state) {
         run_lists(isas[i], 4, 300, 150, 300); /* more than one block of rows and of k */
         run_lists(isas[i], 4, 3, 1200, 600);  /* the wide tiles of few rows */
         run_lists(isas[i], 12, 13, 70, 300);  /* rows that need no packing, and one more */
+        run_lists(isas[i], 6, 66, 70, 1500);  /* rows that are packed in place of B, and two more */
     }
 }
 
