@@ -355,8 +355,8 @@ typedef wb_status wb_add_gated_forward_fn(wb_device *dev, int64_t n, int64_t wid
 typedef wb_status wb_add_gated_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *gate,
                                            wb_rows x, wb_rows dy, wb_rows dx, float *dgate);
 
-/* y[n,width] = x * sigmoid(gate), whose rows are gate_stride elements apart, as dgate's; y may be x. Backward:
- * dx (=), may be dy; dgate (=), may be gate, and what lies between its rows stays as it is. */
+/* y[n,width] = x * sigmoid(gate), whose rows are gate_stride elements apart, as dgate's; y may be x.
+ * Backward: dx (=), may be dy; dgate (=), may be gate, and what lies between its rows stays as it is. */
 typedef wb_status wb_sigmoid_gate_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,
                                              wb_rows gate, int64_t gate_stride, wb_rows y);
 typedef wb_status wb_sigmoid_gate_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,

@@ -215,7 +215,7 @@ wb_status WB_CPU(gated_delta_backward)(wb_device *dev, const wb_gated_delta *arg
         lay_out(&c, h, wb_cpu_scratch(dev));
         if (run->n > 0) backward_heads(&c, run, task % h.n_key);
     }
-#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, of->T *h.n_value * 8))
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, of->T *h.n_value * 64))
     for (int64_t head = 0; head < h.n_value; head++)
         gates_backward(args, head, dg, da, dA_log + head, ddt_bias + head);
     return WB_OK;

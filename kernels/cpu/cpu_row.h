@@ -1,5 +1,6 @@
-/* cpu_row.h - what ops do with one row of f32: its norm and the gradient of that, the rotation of a head, the clamp. One place, so
- * that an op that does several steps at once has the bits of the ops that do one each. */
+/* cpu_row.h - what ops do with one row of f32: its norm and the gradient of that, the rotation of a head, the
+ * clamp. One place, so that an op that does several steps at once has the bits of the ops that do one
+ * each. */
 #ifndef WB_CPU_ROW_H
 #define WB_CPU_ROW_H
 

@@ -4,17 +4,14 @@
  * rows ascending, a thread a column, and of bf16 a thread a column of a part of the rows. Refuses: products
  * of matrices, routing, moving rows (cuda_move_rows.cu), ops on elements (cuda_elements.cu). */
 #include "cuda/cuda_fault.h"
+#include "cuda/cuda_norm.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
 #include "cuda/cuda_vector.h"
-#include "norm_rules.h"
 #include "rope_check.h"
 
 namespace {
-
-/* Rows of which a norm's gradient of bf16 has one sum: part of the fixed order. */
-enum { NORM_PART = 128 };
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
@@ -58,30 +55,6 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */
 
-/* The place of a thread in a half warp a row. Rows beyond n repeat the last one and write nothing, so that
- * every lane takes part in the exchanges. */
-struct row_place {
-    int64_t row;
-    int lane;
-    bool live;
-};
-
-__device__ __forceinline__ row_place find_row(int64_t n) {
-    const int64_t row = thread_number() / WB_LANES;
-    return {row < n ? row : n - 1, static_cast<int>(threadIdx.x % WB_LANES), row < n};
-}
-
-__device__ __forceinline__ float inverse_rms(const wb_rows &x, int64_t row, int64_t width, float eps,
-                                             int lane) {
-    float sum = 0.0f;
-    for (int64_t i = lane; i < width; i += WB_LANES) {
-        const float value = load_element(x, row * width + i);
-        sum = wb_fma(value, value, sum);
-    }
-    const float mean = wb_div(fold_lanes(sum), static_cast<float>(width));
-    return wb_div(1.0f, wb_sqrt(wb_add(mean, eps)));
-}
-
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_rows(int64_t n, int64_t width, wb_rows x, wb_norm norm, wb_rows y) {
     const row_place place = find_row(n);
@@ -118,13 +91,6 @@ bool is_wide(int64_t width) {
     return width >= 256 && width <= 8192;
 }
 
-__global__ void __launch_bounds__(BLOCK)
-    rmsnorm_scales(int64_t n, int64_t width, wb_rows x, float eps, float *r) {
-    const row_place place = find_row(n);
-    const float scale = inverse_rms(x, place.row, width, eps, place.lane);
-    if (place.live && place.lane == 0) r[place.row] = scale;
-}
-
 /* dw += sum over rows of dy x r, ascending */
 __global__ void __launch_bounds__(BLOCK)
     rmsnorm_columns(int64_t n, int64_t width, wb_rows x, wb_rows dy, const float *r, float *dw) {
@@ -154,17 +120,6 @@ __global__ void __launch_bounds__(BLOCK)
         sum = wb_fma(wb_bf16_to_f32(dy[at]), wb_mul(wb_bf16_to_f32(x[at]), r[row]), sum);
     }
     parts[place] = sum;
-}
-
-/* dw = the sum of the parts, ascending */
-__global__ void __launch_bounds__(BLOCK)
-    rmsnorm_sum_parts(int64_t n_parts, int64_t width, const float *parts, float *dw) {
-    const int64_t column = thread_number();
-    if (column >= width) return;
-    float sum = parts[column];
-#pragma unroll 64
-    for (int64_t part = 1; part < n_parts; part++) sum = wb_add(sum, parts[part * width + column]);
-    dw[column] = sum;
 }
 
 /* dx = r w dy - x r^3 <w dy, x> / width */

@@ -1,5 +1,5 @@
-/* recurrent_problem.h - random calls of the ops of recurrent layers: sequences of several lengths with padding
- * behind them, and the same sequences cut into calls, whose states pass from one to the next. */
+/* recurrent_problem.h - random calls of the ops of recurrent layers: sequences of several lengths with
+ * padding behind them, and the same sequences cut into calls, whose states pass from one to the next. */
 #ifndef WB_RECURRENT_PROBLEM_H
 #define WB_RECURRENT_PROBLEM_H
 
@@ -10,13 +10,13 @@ enum { MAX_RUNS = 8, PAD = 3 };
 /* Whole sequences, one after the other, and PAD tokens of none; a last run is empty. */
 typedef struct batch {
     int64_t T, n_runs;
-    wb_sequence_run runs[MAX_RUNS];
+    wb_sequence_run *runs; /* device [n_runs] */
 } batch;
 
-static inline batch random_batch(int64_t n_sequences, int64_t longest) {
-    batch b = {.n_runs = n_sequences + 1};
+static inline batch random_batch(int64_t n_sequences, int64_t shortest, int64_t longest) {
+    batch b = {.n_runs = n_sequences + 1, .runs = xalloc(MAX_RUNS, sizeof(wb_sequence_run))};
     for (int64_t i = 0; i < n_sequences; i++) {
-        const int32_t n = (int32_t)rng_range(1, longest);
+        const int32_t n = (int32_t)rng_range(shortest, longest);
         b.runs[i] = (wb_sequence_run){(int32_t)b.T, n, -1};
         b.T += n;
     }
@@ -40,9 +40,13 @@ static inline const wb_sequence_run *run_of(const batch *b, int64_t t) {
  * sequence has its own number. */
 typedef struct piece {
     int64_t T, n_runs;
-    wb_sequence_run runs[MAX_RUNS];
-    int64_t *row; /* [T] */
+    wb_sequence_run *runs; /* device [n_runs] */
+    int64_t *row;          /* [T] */
 } piece;
+
+static inline piece open_piece(const batch *b) {
+    return (piece){.runs = xalloc(MAX_RUNS, sizeof(wb_sequence_run)), .row = xalloc(b->T, sizeof(int64_t))};
+}
 
 /* The next tokens of each sequence, done[i] of which have been: none, one or several; false: all are done. */
 static inline bool next_piece(const batch *b, int64_t *done, piece *p) {

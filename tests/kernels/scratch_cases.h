@@ -238,6 +238,38 @@ static void run_other_experts(const trial *t) {
     assert_ok(dev->add_gated_backward(dev, T, H, gate, x, y, x, gate));
 }
 
+/* One sequence. */
+static void run_recurrent(const trial *t) {
+    wb_device *dev = t->dev;
+    const wb_delta_heads h = t->most.delta;
+    const int64_t T = t->most.tokens, width = wb_delta_width(h), rows = T * h.n_value;
+    wb_sequence_run *run = zeros(1, sizeof *run);
+    *run = (wb_sequence_run){0, (int32_t)T, -1};
+    const wb_sequences of = {.T = T, .n_runs = 1, .runs = run};
+    const wb_rows qkv = rows_of(t, T, width), gate = rows_of(t, T, h.n_value),
+                  o = rows_of(t, rows, h.value_dim), z = rows_of(t, rows, h.value_dim);
+    float *vector = zeros(4 * width, sizeof *vector);
+    const wb_short_conv conv = {of, (int32_t)width, 4, vector, qkv};
+    const wb_gated_delta delta = {.of = of,
+                                  .heads = h,
+                                  .qkv = qkv,
+                                  .b = gate,
+                                  .a = gate,
+                                  .A_log = vector,
+                                  .dt_bias = vector,
+                                  .checkpoints = zeros(wb_delta_checkpoint_floats(T, h), sizeof(float))};
+    assert_ok(dev->short_conv_forward(dev, &conv, rows_of(t, T, width)));
+    BACKWARD(t, dev->short_conv_backward(dev, &conv, qkv, rows_of(t, T, width), vector));
+    assert_ok(dev->gated_delta_forward(dev, &delta, o));
+    BACKWARD(t, dev->gated_delta_backward(dev, &delta, o, rows_of(t, T, width), rows_of(t, T, h.n_value),
+                                          rows_of(t, T, h.n_value), vector, vector));
+    assert_ok(dev->gated_rmsnorm_forward(dev, rows, h.value_dim, o, norm_of(vector, false), z, o));
+    BACKWARD(t, dev->gated_rmsnorm_backward(dev, rows, h.value_dim, o, norm_of(vector, false), z, o, o, z,
+                                            vector));
+    assert_ok(dev->sigmoid_gate_forward(dev, rows, h.value_dim, o, z, h.value_dim, o));
+    BACKWARD(t, dev->sigmoid_gate_backward(dev, rows, h.value_dim, o, z, h.value_dim, o, o, z));
+}
+
 static void run_sampling(const trial *t) {
     enum { ROWS = SAMPLED };
     wb_device *dev = t->dev;
@@ -260,12 +292,13 @@ static void run_sampling(const trial *t) {
 
 /* Each trial has one size that is large, so that each op's need is once more than the others'. */
 static wb_op_sizes random_sizes(int number) {
-    enum { TOKENS, KEYS, EXPERTS, VOCABULARY, SUMMED, GROUPS, N_LARGE };
+    enum { TOKENS, KEYS, EXPERTS, VOCABULARY, SUMMED, GROUPS, STATES, N_LARGE };
     const int large = number % N_LARGE;
     const int32_t kv = (int32_t)rng_range(1, 3), E = (int32_t)rng_range(4, large == EXPERTS ? 65536 : 40);
     /* And one width that is, or those of an expert's rows. */
     const int64_t wide = rng_range(0, 4);
 #define WIDTH(i) (wide == (i) || (wide == 4 && (i) % 2 == 0) ? rng_range(100, 200) : rng_range(1, 12))
+    const int32_t key_heads = (int32_t)rng_range(1, 3), most_dim = large == STATES ? 160 : 12;
     const bool grouped = large == EXPERTS && rng_range(0, 1) == 1;
     wb_op_sizes s = {.tokens = rng_range(1, large == TOKENS ? 600 : 30),
                      .hidden = WIDTH(0),
@@ -275,6 +308,8 @@ static wb_op_sizes random_sizes(int number) {
                      .n_kv_heads = kv,
                      .head_dim = 2 * (int32_t)WIDTH(3) / 4 + 2,
                      .value_dim = (int32_t)WIDTH(3) / 4 + 1,
+                     .delta = {key_heads, key_heads * (int32_t)rng_range(1, 3),
+                               (int32_t)rng_range(1, most_dim), (int32_t)rng_range(1, most_dim)},
                      .keys = rng_range(1, large == KEYS ? 6000 : 40),
                      .router = {.type = WB_ROUTER_SIGMOID, .n_experts = E, .top_k = 1, .scale = 1},
                      .n_sources = 1,
@@ -295,8 +330,9 @@ static wb_op_sizes random_sizes(int number) {
 
 /* All of them, one after the other, and how many they are. */
 typedef void scratch_family(const trial *t);
-static scratch_family *const families[] = {run_rows,   run_products, run_head,          run_attention,
-                                           run_router, run_experts,  run_other_experts, run_sampling};
+static scratch_family *const families[] = {run_rows,          run_products,  run_head,
+                                           run_attention,     run_router,    run_experts,
+                                           run_other_experts, run_recurrent, run_sampling};
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static inline trial random_trial(int number) {

@@ -1,6 +1,8 @@
 /* test_ops_recurrent.c - the short convolution and the gated delta rule against a naive reference in double
  * precision, their backward against central differences of it, and their bits whatever a sequence is cut
- * into. */
+ * into; on the CPU and, where there is one, on a GPU. */
+#include "cuda_memory.h"
+
 #include "gradient_check.h"
 #include "recurrent_problem.h"
 
@@ -8,6 +10,9 @@
 
 /* A float's unit roundoff. */
 static const double u = 0x1p-24;
+
+/* The CPU, and where there is one then a GPU. */
+static wb_device *dev;
 
 static double sigmoid(double x) {
     return 1.0 / (1.0 + exp(-x));
@@ -42,8 +47,8 @@ static double conv_loss(const double *x, const void *context) {
     return loss;
 }
 
-static void check_conv(wb_device *dev, int64_t channels, int64_t width) {
-    const batch b = random_batch(3, 2 * width);
+static void check_conv(int64_t channels, int64_t width) {
+    const batch b = random_batch(3, 1, 2 * width);
     const int64_t n = b.T * channels, n_w = channels * width;
     float *x = random_floats(n + n_w, -1.5f, 1.5f), *w = x + n, *y = random_floats(n, -1, 1);
     float *d = random_floats(n, -1, 1), *gradient = random_floats(n + n_w, -1, 1),
@@ -62,28 +67,25 @@ static void check_conv(wb_device *dev, int64_t channels, int64_t width) {
     assert_ok(dev->short_conv_backward(dev, &args, wb_f32_rows(d), wb_f32_rows(gradient), gradient + n));
     memset(base, 0, (size_t)n * sizeof *base);
     check_gradient(conv_loss, &c, x, n + n_w, gradient, base, 4e-6, "short_conv_backward");
-    free(x), free(y), free(d), free(gradient), free(base), free(x2);
+    free(x), free(y), free(d), free(gradient), free(base), free(x2), free(b.runs);
 }
 
 static void test_short_conv(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
     const int64_t channels[] = {1, 5, 64, 70};
-    for (int i = 0; i < 4; i++) check_conv(dev, channels[i], i == 0 ? 1 : i == 1 ? WB_MAX_CONV_WIDTH : 4);
-    wb_device_close(dev);
+    for (int i = 0; i < 4; i++) check_conv(channels[i], i == 0 ? 1 : i == 1 ? WB_MAX_CONV_WIDTH : 4);
 }
 
 static void test_short_conv_cut_anywhere(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
     for (int round = 0; round < 20; round++) {
-        const batch b = random_batch(4, 40);
+        const batch b = random_batch(4, 1, 40);
         const int64_t channels = rng_range(1, 80), width = rng_range(1, 6), n = b.T * channels;
         const int64_t kept = (width - 1) * channels, stride = (kept + 5) * (int64_t)sizeof(float);
         float *x = random_floats(n, -1, 1), *w = random_floats(channels * width, -1, 1), *whole = floats(n);
         char *states = xalloc(b.n_runs, (size_t)stride);
         int64_t done[MAX_RUNS] = {0};
-        piece p = {.row = xalloc(b.T, sizeof(int64_t))};
+        piece p = open_piece(&b);
         x[0] = NAN; /* stays in its channel and sequence */
         wb_short_conv args = {whole_of(&b), (int32_t)channels, (int32_t)width, w, wb_f32_rows(x)};
         assert_ok(dev->short_conv_forward(dev, &args, wb_f32_rows(whole)));
@@ -98,9 +100,8 @@ static void test_short_conv_cut_anywhere(void **state) {
             assert_rows_at(y, whole, &p, channels, "short_conv in pieces");
             free(part), free(y);
         }
-        free(x), free(w), free(whole), free(states), free(p.row);
+        free(x), free(w), free(whole), free(states), free(p.row), free(p.runs), free(b.runs);
     }
-    wb_device_close(dev);
 }
 
 /* ---- the gated delta rule -------------------------------------------------------------------- */
@@ -190,8 +191,8 @@ static wb_gated_delta delta_args(const delta_case *c, float *x, wb_sequences of)
                             .dt_bias = x + p.dt_bias};
 }
 
-static void check_delta(wb_device *dev, wb_delta_heads h, int64_t longest) {
-    const batch b = random_batch(2, longest);
+static void check_delta(wb_delta_heads h, int64_t longest) {
+    const batch b = random_batch(2, 1, longest);
     const int64_t n = b.T * h.n_value * h.value_dim;
     float *d = random_floats(n, -1, 1), *o = random_floats(n, -1, 1);
     const delta_case c = {&b, h, d};
@@ -214,32 +215,28 @@ static void check_delta(wb_device *dev, wb_delta_heads h, int64_t longest) {
                                         gradient + p.A_log, gradient + p.dt_bias));
     memset(base, 0, (size_t)p.A_log * sizeof *base);
     check_gradient(delta_loss, &c, x, p.n, gradient, base, 2e-5, "gated_delta_backward");
-    free(d), free(o), free(x), free(gradient), free(base), free(checkpoints), free(x2), free(expected);
+    free(d), free(o), free(x), free(gradient), free(base), free(checkpoints), free(x2), free(expected),
+        free(b.runs);
 }
 
 static void test_gated_delta(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
-    check_delta(dev, (wb_delta_heads){1, 1, 1, 1}, 9);
-    check_delta(dev, (wb_delta_heads){2, 4, 5, 3}, 75);
-    check_delta(dev, (wb_delta_heads){1, 3, 16, 17}, 12);
-    check_delta(dev, (wb_delta_heads){2, 2, 19, 33}, 6);
-    wb_device_close(dev);
+    check_delta((wb_delta_heads){1, 1, 1, 1}, 9);
+    check_delta((wb_delta_heads){2, 4, 5, 3}, 75);
+    check_delta((wb_delta_heads){1, 3, 16, 17}, 12);
+    check_delta((wb_delta_heads){2, 2, 19, 33}, 6);
 }
 
 /* Chunks lie between sequences and inside of them. */
 static void test_gated_delta_over_chunks(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
-    check_delta(dev, (wb_delta_heads){1, 2, 2, 2}, 200);
-    wb_device_close(dev);
+    check_delta((wb_delta_heads){1, 2, 2, 2}, 200);
 }
 
 static void test_gated_delta_cut_anywhere(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
     for (int round = 0; round < 20; round++) {
-        const batch b = random_batch(4, 90);
+        const batch b = random_batch(4, 1, 90);
         const wb_delta_heads h = {2, 4, (int32_t)rng_range(1, 40), (int32_t)rng_range(1, 40)};
         const int64_t width = (int64_t)h.n_value * h.value_dim, n = b.T * width;
         const int64_t stride = (h.key_dim * width + 3) * (int64_t)sizeof(float);
@@ -248,7 +245,7 @@ static void test_gated_delta_cut_anywhere(void **state) {
         float *x = random_floats(at.n, -2, 2), *whole = floats(n);
         char *states = xalloc(b.n_runs, (size_t)stride);
         int64_t done[MAX_RUNS] = {0};
-        piece p = {.row = xalloc(b.T, sizeof(int64_t))};
+        piece p = open_piece(&b);
         x[2 * h.n_key * h.key_dim] = NAN; /* of the first value head: stays there, and in its sequence */
         wb_gated_delta args = delta_args(&c, x, whole_of(&b));
         assert_ok(dev->gated_delta_forward(dev, &args, wb_f32_rows(whole)));
@@ -263,9 +260,8 @@ static void test_gated_delta_cut_anywhere(void **state) {
             assert_rows_at(o, whole, &p, width, "gated_delta in pieces");
             free(qkv), free(of_b), free(of_a), free(o);
         }
-        free(x), free(whole), free(states), free(p.row);
+        free(x), free(whole), free(states), free(p.row), free(p.runs), free(b.runs);
     }
-    wb_device_close(dev);
 }
 
 /* ---- what is refused -------------------------------------------------------------------------- */
@@ -277,8 +273,7 @@ static void refuse(wb_status status, const char *message) {
 
 static void test_odd_calls_are_refused(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(1);
-    float x[8] = {0};
+    float *x = floats(8);
     const wb_rows rows = wb_f32_rows(x), half = {x, WB_BF16};
     wb_short_conv conv = {.channels = 1, .width = 9, .w = x, .x = rows};
     refuse(dev->short_conv_forward(dev, &conv, rows), "short_conv_forward: width: expected 1..8, found 9");
@@ -298,7 +293,7 @@ static void test_odd_calls_are_refused(void **state) {
     delta.a = rows;
     refuse(dev->gated_delta_backward(dev, &delta, rows, rows, rows, rows, x, x),
            "gated_delta_backward: checkpoints: expected what the forward left there, found NULL");
-    wb_device_close(dev);
+    free(x);
 }
 
 int main(int argc, char **argv) {
@@ -311,5 +306,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_odd_calls_are_refused),
     };
     rng_open(argc, argv);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    open_cuda();
+    dev = open_cpu(2);
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    wb_device_close(dev);
+    if (!cuda) return failures;
+    dev = cuda;
+    failures += cmocka_run_group_tests(tests, NULL, NULL);
+    wb_device_close(cuda);
+    return failures;
 }
