@@ -341,7 +341,7 @@ def make_named_mtp(model, n_layers, std, generator):
 
 @torch.no_grad()
 def named_mtp_data(model, mtp, input_ids):
-    """As mtp_data. The hidden state is that behind the decoder's last norm, as vLLM and SGLang pass it on."""
+    """As mtp_data. The hidden state is that behind the decoder's last norm, as vLLM hands it on."""
     hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     tokens = input_ids[:, 1:]
     positions = torch.arange(1, input_ids.shape[1])[None].expand(tokens.shape)
