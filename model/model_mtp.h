@@ -3,8 +3,11 @@
  *
  * So they have a layer space of their own: routes, counts, placement and dispatch of the decoder do not know
  * them, no record has their choices, and no rebalance moves their experts, which lie in blocks over the live
- * ranks for good. Embedding and head are the decoder's: a checkpoint has copies of them, which are written
- * again and not read.
+ * ranks for good. Embedding and head are the decoder's: a checkpoint may have copies of them, which are
+ * written again and not read. Some families number these layers behind the decoder's, others have them under
+ * mtp., with one norm of each kind and one projection for all (wb_family_rules.own_mtp_names).
+ *
+ * What a layer gets of the decoder is its output behind the last norm, as vLLM hands it on.
  *
  * Only layer 0 drafts, behind the decoder's output (wb_infer_draft) and, for later tokens, behind its own
  * (wb_infer_draft_further), as engines do where there is one such layer. So it is the only one that inference

@@ -147,7 +147,9 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    *(wb_sched_is_decode(entry) ? &engine->decode_tokens : &engine->prefill_tokens) += wb_sched_n_kept(entry);
+    const uint32_t n = wb_sched_n_kept(entry), again = wb_sched_is_decode(entry) ? entry->n_went_back : n;
+    engine->prefill_tokens += again;
+    engine->decode_tokens += n - again;
     engine->drafts += entry->n_drafts;
     engine->accepted_drafts += entry->n_accepted;
 }

@@ -21,6 +21,9 @@ typedef struct wb_sched_entry {
     /* Tokens of known blocks that it was admitted with, whose rows it has yet to get. */
     uint32_t n_taken_over;
     uint32_t n_in_pool; /* 0 unless running */
+    /* Tokens from n_in_pool on that a step fed and kept before its state went back from a wrong draft: they
+     * are fed again, and have been counted. */
+    uint32_t n_went_back;
     uint32_t n_planned; /* tokens from n_in_pool on that this step feeds */
     /* Guesses at the tokens that come next, behind the record's last one: how many there are, how many this
      * step feeds behind the planned ones, and how many of these the model chose too. */
@@ -57,9 +60,11 @@ static inline uint32_t wb_sched_n_kept(const wb_sched_entry *entry) {
     return entry->n_planned + entry->n_accepted;
 }
 
-/* Whether what is fed, but for drafts, is one token that the request sampled itself. */
+/* Whether what is fed, but for drafts and what is fed again after one, is one token that the request sampled
+ * itself. */
 static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
-    return entry->n_planned == 1 && entry->n_in_pool >= entry->record->prompt_len;
+    return entry->n_planned == entry->n_went_back + 1 &&
+           entry->n_in_pool + entry->n_went_back >= entry->record->prompt_len;
 }
 
 #endif

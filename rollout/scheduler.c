@@ -105,7 +105,7 @@ static void release(wb_scheduler *scheduler, wb_sched_entry *entry) {
     wb_state_pool_give(&scheduler->states, entry->state);
     if (scheduler->next_decode == entry) scheduler->next_decode = wb_sched_next_running(entry);
     entry->n_blocks = entry->n_known = 0;
-    entry->n_in_pool = entry->n_taken_over = 0;
+    entry->n_in_pool = entry->n_taken_over = entry->n_went_back = 0;
     entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
     entry->running = false;
     scheduler->running--;
@@ -146,6 +146,11 @@ void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
         entry->saved_state = fed;
     }
     give_saved(scheduler, entry);
+    const uint32_t n = end - entry->n_in_pool;
+    if (back)
+        entry->n_went_back = n;
+    else
+        entry->n_went_back -= n < entry->n_went_back ? n : entry->n_went_back;
     if (!back) entry->n_in_pool = end;
     entry->n_planned = entry->n_drafts = entry->n_accepted = 0;
     /* What goes back is fed again with the token that was sampled behind it, as a prefill is. */

@@ -27,6 +27,7 @@ wb_status wb_qwen_delta_read(const json_t *root, wb_config *c) {
     if (c->attention_bias)
         return wb_json_unsupported("attention_bias", wb_json_value(root, "attention_bias"), "false");
     WB_TRY(check_gate(root));
+    WB_TRY(check_flag(root, "layer_scale", false));
     WB_TRY(check_flag(root, "mtp_use_dedicated_embeddings", false));
     WB_TRY(wb_json_int(root, mtp_key, 0, &c->n_mtp_layers));
     return wb_json_int(root, "shared_expert_intermediate_size", 512, &c->shared_width);

@@ -18,7 +18,7 @@ def layer():
 json.dump({"physical_to_logical_map": [layer() for _ in range(int(sys.argv[2]))]}, open("placement.json", "w"))' "$RANDOM" "$1"
 }
 
-for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3; do
+for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3 qwen3_next qwen3_5_moe; do
     echo "== $family"
     run 2 --make-base "$family" --family "$family" --warmup-steps 3 --quiet || fail "$family: make-base"
     layers=4

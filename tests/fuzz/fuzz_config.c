@@ -48,6 +48,7 @@ static void require_same(const wb_config *a, const wb_config *b) {
     require(a->swiglu_limit == b->swiglu_limit && a->rope_scaling.type == b->rope_scaling.type);
     require(a->rope_scaling.factor == b->rope_scaling.factor &&
             a->rope_scaling.mscale == b->rope_scaling.mscale);
+    require(a->n_mtp_layers == b->n_mtp_layers && memcmp(&a->delta, &b->delta, sizeof a->delta) == 0);
 }
 
 /* Whose routes: refused alike, or a model that passes its own check. */

@@ -211,6 +211,41 @@ static void test_quantized_beside_bf16_is_saved_as_bf16(void **state) {
     }
 }
 
+/* The language model of a model of text and images, experts of a layer in one tensor: what images pass through
+ * is named, and what is saved is the same weights as a model of text has them. */
+static void test_the_language_model_of_text_and_images(void **state) {
+    (void)state;
+    const temp_path nested = oracle("qwen3_5_moe_nested_fused"), saved = temp_in(dir.text, "text");
+    wb_device *device;
+    wb_comm *comm;
+    wb_model *model = open_one(nested.text, WB_F32, &device, &comm);
+    const char *note = wb_model_note(model);
+    assert_non_null(note);
+    if (!strstr(note, "1 tensors model.visual.* are not of the language model")) fail_msg("found %s", note);
+    assert_int_equal(wb_model_save(model, saved.text), WB_OK);
+    close_one(model, device, comm);
+    expect_in_config(saved.text, "model_type", "\"qwen3_5_moe_text\"");
+    expect_in_config(saved.text, "architectures", "[\"Qwen3_5MoeForCausalLM\"]");
+    expect_in_config(saved.text, "text_config", NULL);
+    /* That the model of text was made of, of the same seed. */
+    open_expect_save(saved.text, WB_F32, 2, oracle("qwen3_5_moe_plain").text, NULL);
+}
+
+/* Only families that have a vision tower pass it over. */
+static void test_images_elsewhere_are_surplus(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle("qwen3_next_plain").text, "tower");
+    wb_tensor_view extra = *edit_find(e, "model.norm.weight");
+    extra.name = "model.visual.norm.weight";
+    e->views[e->n++] = extra;
+    expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH, "surplus tensor model.visual.norm.weight");
+    e = edit_begin_from(oracle("qwen3_next_plain").text, "flat_taps");
+    wb_tensor_view *taps = edit_find(e, "model.layers.0.linear_attn.conv1d.weight");
+    taps->n_dims = 2, taps->shape[1] = taps->shape[2];
+    expect_open_fails(edit_end(e, NULL).text, WB_MISMATCH,
+                      "linear_attn.conv1d.weight: expected shape [22, 1, 4], found [22, 4]");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fp8_numbers),
@@ -221,6 +256,8 @@ int main(void) {
         cmocka_unit_test(test_bad_blocks),
         cmocka_unit_test(test_a_layer_too_far_is_surplus),
         cmocka_unit_test(test_quantized_beside_bf16_is_saved_as_bf16),
+        cmocka_unit_test(test_the_language_model_of_text_and_images),
+        cmocka_unit_test(test_images_elsewhere_are_surplus),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

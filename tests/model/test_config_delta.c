@@ -122,6 +122,7 @@ static void test_what_is_refused(void **state) {
         {next, NULL, "full_attention_interval", "0", WB_INVALID_ARGUMENT, "full_attention_interval"},
         {next, NULL, "layer_types", "[\"linear_attention\"]", WB_CORRUPT, "layer_types"},
         {next, NULL, "attention_bias", "true", WB_UNSUPPORTED, "attention_bias: supported is false"},
+        {next, NULL, "layer_scale", "true", WB_UNSUPPORTED, "layer_scale: supported is false"},
         {next, NULL, "use_sliding_window", "true", WB_UNSUPPORTED, "use_sliding_window"},
         {next, NULL, "shared_expert_intermediate_size", "0", WB_INVALID_ARGUMENT,
          "shared_expert_intermediate_size"},

@@ -7,7 +7,8 @@
 
 enum { MAX_S = 64, BLOCK_SIZE = 4, N_BLOCKS = 2 * MAX_S / BLOCK_SIZE };
 
-/* Latent attention with two MTP layers, and grouped-query attention with one. */
+/* Latent attention with two MTP layers, grouped-query attention with one, and behind gated delta nets one of
+ * attention that has names of its own. */
 static temp_path oracle_of(const char *name) {
     return temp_in(temp_in(WB_TEST_DATA, "oracles").text, name);
 }
@@ -28,7 +29,7 @@ static wb_tensor_view reference(const wb_safetensors *files, const char *name) {
 static int32_t feed(wb_infer *infer, const int32_t *tokens, int32_t S, int32_t done, int32_t n, void *ids,
                     float *logits) {
     const wb_model *model = infer->model;
-    int32_t pos[MAX_S], seq[MAX_S] = {0}, next[MAX_S], rows[MAX_S], blocks[N_BLOCKS];
+    int32_t pos[MAX_S], seq[MAX_S] = {0}, next[MAX_S], rows[MAX_S], blocks[N_BLOCKS], state = 1;
     const int32_t guessed = done + n < S ? n : n - 1;
     const float *found;
     for (int32_t b = 0; b < N_BLOCKS; b++) blocks[b] = (7 * b + 3) % N_BLOCKS;
@@ -42,7 +43,8 @@ static int32_t feed(wb_infer *infer, const int32_t *tokens, int32_t S, int32_t d
                             .seq = seq,
                             .n_seqs = 1,
                             .max_blocks = N_BLOCKS,
-                            .blocks = blocks};
+                            .blocks = blocks,
+                            .states = &state};
     const wb_routing routing = {.ids = ids};
     assert_int_equal(wb_infer_forward(infer, &batch, &routing, &found), WB_OK);
     batch.T = batch.n_logits = guessed;
@@ -112,6 +114,8 @@ static void test_logits_are_those_of_transformers(void **state) {
     (void)state;
     check_logits("deepseek_v3_mtp");
     check_logits("glm4_moe_mtp");
+    check_logits("qwen3_next_mtp");
+    check_logits("qwen3_5_moe_mtp");
 }
 
 static bool same_tensor(const wb_tensor_view *a, const wb_tensor_view *b) {
@@ -146,6 +150,52 @@ static void test_they_are_saved_as_they_were(void **state) {
     wb_safetensors_close(before);
     wb_safetensors_close(after);
     wb_model_close(copy);
+    close_one(m, device, comm);
+}
+
+/* Layers with names of their own: they are found by these, and saved under them. */
+static void test_layers_with_names_of_their_own(void **state) {
+    (void)state;
+    edit *e = edit_begin_from(oracle_of("qwen3_next_mtp").text, "unsaid");
+    const temp_path config = temp_in(e->out.text, "config.json"), saved = temp_in(dir.text, "named_saved");
+    json_t *root = json_load_file(config.text, 0, NULL);
+    json_object_del(root, "mtp_num_hidden_layers"); /* as public files of qwen3_next */
+    assert_int_equal(json_dump_file(root, config.text, 0), 0);
+    json_decref(root);
+    const temp_path out = edit_end(e, NULL);
+    wb_device *device;
+    wb_comm *comm;
+    wb_model *m = open_one(out.text, WB_F32, &device, &comm);
+    assert_null(wb_model_note(m));
+    assert_int_equal(m->config.n_mtp_layers, 1);
+    for (int32_t i = 0; i < wb_model_n_tensors(m); i++)
+        assert_null(strstr(wb_model_tensor(m, i).name, "mtp."));
+    assert_int_equal(wb_model_save(m, saved.text), WB_OK);
+    wb_safetensors *before = NULL, *after = NULL;
+    assert_int_equal(wb_safetensors_open(out.text, NULL, &before), WB_OK);
+    assert_int_equal(wb_safetensors_open(saved.text, NULL, &after), WB_OK);
+    assert_int_equal(wb_safetensors_count(before), wb_safetensors_count(after));
+    for (size_t i = 0; i < wb_safetensors_count(before); i++) {
+        wb_tensor_view a, b;
+        assert_int_equal(wb_safetensors_get(before, i, &a), WB_OK);
+        assert_int_equal(wb_safetensors_find(after, a.name, &b), WB_OK);
+        if (!same_tensor(&a, &b)) fail_msg("%s is another one", a.name);
+    }
+    wb_safetensors_close(before);
+    wb_safetensors_close(after);
+    close_one(m, device, comm);
+    e = edit_begin_from(oracle_of("qwen3_next_mtp").text, "no_fc");
+    edit_remove(e, "mtp.fc.weight");
+    expect_open_fails(edit_end(e, NULL).text, WB_NOT_FOUND, "missing tensor mtp.fc.weight [16, 32]");
+    e = edit_begin_from(oracle_of("qwen3_next_mtp").text, "no_named");
+    for (size_t i = 0; i < e->n;)
+        if (strstr(e->views[i].name, "mtp."))
+            e->views[i] = e->views[--e->n];
+        else
+            i++;
+    m = open_one(edit_end(e, NULL).text, WB_F32, &device, &comm);
+    assert_null(wb_model_mtp(m));
+    assert_non_null(strstr(wb_model_note(m), "the files have no MTP layers"));
     close_one(m, device, comm);
 }
 
@@ -262,6 +312,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_logits_are_those_of_transformers),
         cmocka_unit_test(test_they_are_saved_as_they_were),
+        cmocka_unit_test(test_layers_with_names_of_their_own),
         cmocka_unit_test(test_files_without_them),
         cmocka_unit_test(test_a_copy_that_is_none_is_told),
         cmocka_unit_test(test_a_layer_that_lacks_a_tensor),

@@ -54,7 +54,8 @@ static inline wb_family pick_family(dice *d) {
 }
 
 /* Steps that a family may have and that would hardly be met by themselves: windows shorter than the
- * sequences, groups where the experts can be shared out, a low rank of q and MTP layers. */
+ * sequences, groups where the experts can be shared out, a low rank of q and MTP layers, a gated delta net in
+ * every second layer. */
 static inline void make_narrow(wb_config *c) {
     if (c->window > 0) c->window = 5;
     if (c->family == WB_FAMILY_MIXTRAL) {
@@ -62,6 +63,8 @@ static inline void make_narrow(wb_config *c) {
         for (int32_t l = 0; l < c->n_layers; l++) c->window_layer_mask[0] |= (uint64_t)1 << l;
     }
     if (c->family == WB_FAMILY_DEEPSEEK_V3) c->mla.q_rank = 10, c->n_mtp_layers = 1;
+    if (c->family == WB_FAMILY_QWEN3_NEXT) c->n_mtp_layers = 1;
+    if (c->delta.n_key_heads > 0) c->delta.layer_mask[0] = 0x5555555555555555 >> (64 - c->n_layers);
     if (c->router.type == WB_ROUTER_SIGMOID && c->router.n_experts % 3 == 0 &&
         c->router.top_k <= c->router.n_experts / 3 * 2) {
         c->router.n_group = 3;

@@ -14,6 +14,20 @@ static inline wb_config moving_config(void) {
     return tiny_config(WB_FAMILY_QWEN3_MOE, N_EXPERTS, 3, N_LAYERS + 1, 2);
 }
 
+/* A vocabulary of few tokens, of which a random MTP layer guesses some: latent attention, or a gated delta net,
+ * whose state goes back when a guess is wrong. N_LAYERS of its layers are MoE. */
+static inline wb_config guessing_config(wb_family family) {
+    const bool all_moe = family == WB_FAMILY_QWEN3_5_MOE;
+    wb_config c = tiny_config(family, N_EXPERTS, 3, N_LAYERS + !all_moe, !all_moe);
+    c.vocab_size = 7;
+    c.n_mtp_layers = family == WB_FAMILY_DEEPSEEK_V3 ? 2 : 1;
+    return c;
+}
+
+static const wb_family guessing_families[] = {WB_FAMILY_DEEPSEEK_V3, WB_FAMILY_QWEN3_NEXT,
+                                              WB_FAMILY_QWEN3_5_MOE};
+enum { N_GUESSING = sizeof guessing_families / sizeof guessing_families[0] };
+
 /* One rank of a job; what is above the line is set by whoever runs it. */
 typedef struct mover {
     wb_comm *comm;
@@ -22,6 +36,7 @@ typedef struct mover {
     wb_rebalance_options options;
     wb_config config; /* n_layers 0: moving_config; of N_LAYERS MoE layers and N_EXPERTS experts */
     int32_t max_drafts;
+    bool feeds_once; /* no token of few requests is taken over or fed again */
     void (*play)(struct mover *);
     void *context;
     bool shares; /* devices reach each other: rows go by mailboxes, experts are put */
@@ -96,6 +111,7 @@ static void *run_mover(void *arg) {
     options.n_blocks = 64, options.block_size = 4, options.max_batch_tokens = 16, options.max_running = 6;
     options.rebalance = m->manager;
     options.max_drafts = m->max_drafts;
+    if (m->feeds_once) options.n_blocks = 256, options.prefix_cache = false;
     must(wb_engine_open(m->model, &options, &m->engine), "engine");
     m->play(m);
     m->stats = wb_rebalance_get_stats(m->manager);

@@ -49,8 +49,9 @@ static void compare_counts(const mover *m, const wb_load *expected_load) {
 static void play_counted(mover *m) {
     dice d = {m->seed + (uint64_t)rank_of(m)};
     ask asks[ASKS];
+    const uint32_t vocab = (uint32_t)config_of(m).vocab_size;
     for (uint32_t i = 0; i < ASKS; i++) {
-        asks[i] = ask_random(&d, i, 61, 20, 12); /* room for all at once: none is fed again */
+        asks[i] = ask_random(&d, i, vocab, 20, 12); /* room for all at once: none is fed again */
         asks[i].request.return_routes = true;
         asks[i].request.n_stop = 0;
         must(wb_engine_submit(m->engine, ask_request(&asks[i])), "submit");
@@ -62,16 +63,31 @@ static void play_counted(mover *m) {
     wb_load_close(expected);
 }
 
+static void expect_counts(int n_ranks, wb_config config, int32_t max_drafts) {
+    mover movers[MAX_RANKS];
+    wb_rebalance_options options = wb_rebalance_options_default();
+    options.every = 1000000;
+    for (int r = 0; r < n_ranks; r++)
+        movers[r] = (mover){.seed = base_seed,
+                            .options = options,
+                            .config = config,
+                            .max_drafts = max_drafts,
+                            .feeds_once = true,
+                            .play = play_counted};
+    run_movers(n_ranks, movers);
+}
+
 static void test_rule_27_each_row_counts_once_in_its_phase_and_layer(void **state) {
     (void)state;
-    for (int n = 1; n <= 2; n++) {
-        mover movers[MAX_RANKS];
-        wb_rebalance_options options = wb_rebalance_options_default();
-        options.every = 1000000;
-        for (int r = 0; r < n; r++)
-            movers[r] = (mover){.seed = base_seed, .options = options, .play = play_counted};
-        run_movers(n, movers);
-    }
+    for (int n = 1; n <= 2; n++) expect_counts(n, moving_config(), 0);
+}
+
+/* A draft that was wrong does not count, and what a state is fed again after it counts once; MTP layers are
+ * none of those that are counted. */
+static void test_rule_27_drafts_of_mtp_layers_do_not_count(void **state) {
+    (void)state;
+    for (int i = 0; i < 2 * N_GUESSING; i++)
+        expect_counts(i % 2 + 1, guessing_config(guessing_families[i / 2]), 1);
 }
 
 /* Before it runs: a step could not be counted on that rank alone. */
@@ -97,6 +113,7 @@ static void test_a_manager_of_another_model_is_refused(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_27_each_row_counts_once_in_its_phase_and_layer),
+        cmocka_unit_test(test_rule_27_drafts_of_mtp_layers_do_not_count),
         cmocka_unit_test(test_a_manager_of_another_model_is_refused),
     };
     base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);

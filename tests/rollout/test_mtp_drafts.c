@@ -9,14 +9,6 @@
 
 static uint64_t base_seed;
 
-/* A vocabulary of few tokens, of which a random layer guesses some. */
-static wb_config guessing_config(void) {
-    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V3, N_EXPERTS, 3, N_LAYERS + 1, 1);
-    c.vocab_size = 7;
-    c.n_mtp_layers = 2;
-    return c;
-}
-
 static wb_engine *open_engine(wb_model *model, dice *d, bool drafts) {
     wb_engine_options options = wb_engine_options_default();
     options.block_size = (int32_t)pick(d, 1, 6);
@@ -55,9 +47,8 @@ static wb_engine_stats run_some(wb_model *model, uint64_t seed, bool drafts) {
     return stats;
 }
 
-static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
-    (void)state;
-    const wb_config c = guessing_config();
+static void expect_no_draft_shown(wb_family family) {
+    const wb_config c = guessing_config(family);
     rig r = rig_open(&c, 5, 1, NULL);
     uint64_t drafts = 0, accepted = 0, preemptions = 0, taken_over = 0;
     for (uint64_t i = 0; i < 20; i++) {
@@ -72,11 +63,16 @@ static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
     rig_close(&r);
 }
 
+static void test_rule_8_what_is_returned_shows_no_draft(void **state) {
+    (void)state;
+    for (int i = 0; i < N_GUESSING; i++) expect_no_draft_shown(guessing_families[i]);
+}
+
 /* Every decode of a request alone in a pool with room is fed as many drafts as there may be, over the ends of
  * blocks too, and blocks that were held for them alone are free behind the step. */
 static void test_a_decode_has_as_many_drafts_as_asked_for(void **state) {
     (void)state;
-    const wb_config c = guessing_config();
+    const wb_config c = guessing_config(WB_FAMILY_DEEPSEEK_V3);
     rig r = rig_open(&c, 5, 1, NULL);
     for (int32_t max_drafts = 1; max_drafts <= 5; max_drafts++) {
         wb_engine_options options = wb_engine_options_default();
@@ -109,9 +105,9 @@ static void test_a_decode_has_as_many_drafts_as_asked_for(void **state) {
 static void test_on_cuda(void **state) {
     (void)state;
     if (wb_device_count_cuda() == 0) skip();
-    const wb_config c = guessing_config();
     uint64_t accepted = 0;
-    for (uint64_t i = 0; i < 4; i++) {
+    for (uint64_t i = 0; i < 4 * N_GUESSING; i++) {
+        const wb_config c = guessing_config(guessing_families[i / 4]);
         wb_device *device = NULL;
         assert_ok(wb_device_open_cuda(0, NULL, &device));
         rig r = rig_open_on(&c, 5, device, NULL, i % 2 == 0 ? WB_F32 : WB_BF16);
@@ -145,14 +141,15 @@ static void play_and_look(mover *m) {
 static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
     (void)state;
     uint64_t moves = 0, drafts = 0, accepted = 0;
-    for (int n = 1; n <= MAX_RANKS; n++) {
+    for (int i = 0; i < MAX_RANKS * N_GUESSING; i++) {
+        const int n = i % MAX_RANKS + 1;
         mover movers[MAX_RANKS];
         wb_engine_stats stats[MAX_RANKS];
         for (int r = 0; r < MAX_RANKS; r++)
             movers[r] = (mover){.seed = base_seed + (uint64_t)n,
                                 .dead = {[1] = n == 3},
                                 .options = eager_options(),
-                                .config = guessing_config(),
+                                .config = guessing_config(guessing_families[i / MAX_RANKS]),
                                 .max_drafts = 3,
                                 .play = play_and_look,
                                 .context = &stats[r]};
@@ -162,6 +159,81 @@ static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
     }
     printf("%" PRIu64 " moves, %" PRIu64 " of %" PRIu64 " drafts accepted\n", moves, accepted, drafts);
     assert_true(moves > 0 && accepted > 0);
+}
+
+/* ---- where experts go ---------------------------------------------------------------------------- */
+
+/* Boundaries until a decision: more than the steps of all requests. */
+enum { EVERY = 1500 };
+
+typedef struct whereabouts {
+    places at_end;
+    bool moved_on; /* requests were answered while experts moved */
+    wb_engine_stats engine;
+} whereabouts;
+
+/* Until that stage, or until a decision has been carried out. */
+static void pass_boundaries(mover *m, wb_rebalance_stage until) {
+    for (;;) {
+        const wb_rebalance_stats stats = wb_rebalance_get_stats(m->manager);
+        if (stats.stage == until && stats.decisions > 0) return;
+        if (stats.stage == WB_REBALANCE_RECORDING && stats.decisions > 0) return;
+        must(wb_rebalance_boundary(m->manager), "boundary");
+    }
+}
+
+/* The decision comes when all requests were counted; others are answered while it is carried out. */
+static void play_decided(mover *m) {
+    whereabouts *w = m->context;
+    const uint64_t mtp = places_of(m->model).mtp;
+    answer_as_alone(m, 5, 0, 10);
+    if (wb_rebalance_get_stats(m->manager).decisions > 0) abort();
+    pass_boundaries(m, WB_REBALANCE_MOVING);
+    w->moved_on = wb_rebalance_get_stats(m->manager).stage == WB_REBALANCE_MOVING;
+    answer_as_alone(m, 5, 10, 10);
+    pass_boundaries(m, WB_REBALANCE_RECORDING);
+    w->at_end = places_of(m->model);
+    if (w->at_end.mtp != mtp) abort();
+    w->engine = wb_engine_get_stats(m->engine);
+}
+
+static whereabouts run_decided(int n, uint64_t seed, wb_family family, int32_t max_drafts) {
+    mover movers[MAX_RANKS];
+    whereabouts found[MAX_RANKS];
+    wb_rebalance_options options = eager_options();
+    options.every = EVERY;
+    options.load.window = EVERY;
+    options.patience = UINT32_MAX;
+    options.layers_per_chunk = 1;
+    for (int r = 0; r < n; r++)
+        movers[r] = (mover){.seed = seed,
+                            .options = options,
+                            .config = guessing_config(family),
+                            .max_drafts = max_drafts,
+                            .feeds_once = true,
+                            .play = play_decided,
+                            .context = &found[r]};
+    run_movers(n, movers);
+    return found[0];
+}
+
+/* Experts are placed by what requests were sent to, whatever was guessed on the way: the same places with
+ * drafts and without, and answers that are the same in the middle of a move. */
+static void test_places_are_the_same_with_drafts_and_without(void **state) {
+    (void)state;
+    static const int ranks[] = {1, 2, 4};
+    int n_moved_on = 0;
+    for (int i = 0; i < 3 * N_GUESSING; i++) {
+        const int n = ranks[i % 3];
+        const wb_family family = guessing_families[i / 3];
+        const whereabouts with = run_decided(n, base_seed + (uint64_t)i, family, 1),
+                          without = run_decided(n, base_seed + (uint64_t)i, family, 0);
+        assert_true(with.engine.drafts > 0 && without.engine.drafts == 0);
+        assert_true(with.moved_on == without.moved_on);
+        n_moved_on += with.moved_on;
+        assert_true(with.at_end.decoder == without.at_end.decoder);
+    }
+    assert_true(n_moved_on > 0);
 }
 
 /* Some would wait for the others. */
@@ -179,7 +251,7 @@ static void expect_peer(int32_t drafts_of_0, int32_t drafts_of_1) {
     for (int r = 0; r < MAX_RANKS; r++)
         movers[r] = (mover){.seed = base_seed,
                             .options = eager_options(),
-                            .config = guessing_config(),
+                            .config = guessing_config(WB_FAMILY_DEEPSEEK_V3),
                             .max_drafts = r == 1 ? drafts_of_1 : drafts_of_0,
                             .play = play_alone,
                             .context = &status[r]};
@@ -216,7 +288,7 @@ static void play_in_spite(mover *m) {
     ask a = ask_fixed("a", 3, 24);
     a.request.temperature = 0;
     for (uint32_t i = 0; i < a.request.n_tokens; i++) a.prompt[i] = i;
-    const wb_config config = guessing_config();
+    const wb_config config = guessing_config(WB_FAMILY_DEEPSEEK_V3);
     rig r = rig_open(&config, 5, 1, NULL);
     wb_completion *alone = run_alone(r.model, &a);
     const bool fails = rank_of(m) == 1;
@@ -245,7 +317,7 @@ static void test_a_draft_that_fails_is_told_by_the_next_step(void **state) {
     for (int r = 0; r < MAX_RANKS; r++)
         movers[r] = (mover){.seed = base_seed,
                             .options = eager_options(),
-                            .config = guessing_config(),
+                            .config = guessing_config(WB_FAMILY_DEEPSEEK_V3),
                             .max_drafts = 3,
                             .play = play_in_spite,
                             .context = &failures[r]};
@@ -263,6 +335,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_on_cuda),
         cmocka_unit_test(test_rebalance_moves_experts_of_the_decoder_only),
         cmocka_unit_test(test_ranks_have_as_many_drafts),
+        cmocka_unit_test(test_places_are_the_same_with_drafts_and_without),
         cmocka_unit_test(test_a_draft_that_fails_is_told_by_the_next_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
