@@ -47,6 +47,7 @@ static const float *bias_at(part p, int64_t t, int64_t channel) {
 static void add_position(part p, int64_t t, int64_t channel, chains *c) {
     const float *gate = p.gates + t * p.C + channel, *value = p.values + t * p.C + channel;
     const float *bias = bias_at(p, t, channel);
+    WB_INDEPENDENT
     for (int64_t i = 0; i < p.count; i++) {
         const compress_sum before = {c->largest[i], c->weights[i], c->values[i]};
         const compress_sum sum = compress_add(before, wb_add(gate[i], bias[i]), value[i]);
@@ -131,10 +132,15 @@ static void backward_positions(part p, int64_t t, int64_t channel, const chains 
     for (int64_t end = t + p.args->ratio; t < end; t++) {
         const int64_t at = t * p.C + channel;
         const float *bias = bias_at(p, t, channel);
-        for (int64_t i = 0; i < p.count; i++)
+        const float *gates = p.gates + at, *values = p.values + at;
+        float *dgates = to.dgates + at, *dvalues = to.dvalues + at;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < p.count; i++) {
+            float dgate, dvalue;
             compress_gradient((compress_sum){c->largest[i], c->weights[i], c->values[i]}, entry[i],
-                              wb_add(p.gates[at + i], bias[i]), p.values[at + i], d[i], &to.dgates[at + i],
-                              &to.dvalues[at + i]);
+                              wb_add(gates[i], bias[i]), values[i], d[i], &dgate, &dvalue);
+            dgates[i] = dgate, dvalues[i] = dvalue;
+        }
     }
 }
 
