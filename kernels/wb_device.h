@@ -42,6 +42,8 @@ extern "C" {
     X(rmsnorm_forward)          \
     X(rmsnorm_backward)         \
     X(add_rmsnorm)              \
+    X(gated_rmsnorm_forward)    \
+    X(gated_rmsnorm_backward)   \
     X(rope)                     \
     X(gather_rows)              \
     X(scatter_rows)             \
@@ -51,6 +53,8 @@ extern "C" {
     X(add)                      \
     X(add_gated_forward)        \
     X(add_gated_backward)       \
+    X(sigmoid_gate_forward)     \
+    X(sigmoid_gate_backward)    \
     X(bias_forward)             \
     X(bias_backward)            \
     X(clamp)                    \
@@ -63,12 +67,16 @@ extern "C" {
     X(attention_forward)        \
     X(attention_backward)       \
     X(attention_prepare)        \
+    X(kv_write)                 \
+    X(short_conv_forward)       \
+    X(short_conv_backward)      \
+    X(gated_delta_forward)      \
+    X(gated_delta_backward)     \
     X(compress_forward)         \
     X(compress_backward)        \
     X(indexer_topk)             \
     X(entry_attention_forward)  \
     X(entry_attention_backward) \
-    X(kv_write)                 \
     X(topk)                     \
     X(gate_forward)             \
     X(gate_backward)            \

@@ -29,8 +29,8 @@
  *     too: weights of keys are rounded where they multiply values. On sm_90a sums of heads of 64 and 128 go
  *     over blocks of 128 keys, and splits of 1,024 at absolute positions are folded in rising order, so that
  *     a split can be computed by itself
- *   - on CUDA rmsnorm's dw of bf16 rows is summed in parts of 128 rows, the first of which dw begins, and
- *     then over the parts, both ascending
+ *   - on CUDA dw of rmsnorm and gated_rmsnorm of bf16 rows is summed in parts of 128 rows, the first of which
+ *     dw begins, and then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
  *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
@@ -170,13 +170,6 @@ typedef struct wb_weight {
     int64_t rows, cols;
 } wb_weight;
 
-/* The tokens [start, start + n) of a pass: all that it has of one sequence, in ascending positions. */
-typedef struct wb_sequence_run {
-    int32_t start, n;
-    /* number of the sequence's state of fixed size; -1: no layer keeps any, or in training */
-    int32_t state;
-} wb_sequence_run;
-
 /* ---- memory -------------------------------------------------------------------------------------- */
 
 /* The contracts are those of wb_device_alloc, _free, _upload and _download. */
@@ -273,17 +266,35 @@ typedef wb_status wb_embed_forward_fn(wb_device *dev, int64_t T, const int32_t *
 typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens,
                                        wb_rows dy, float *dtable);
 
+/* What an RMSNorm multiplies a row by, behind the division by the row's root mean square. */
+typedef struct wb_norm {
+    /* device, as wide as the row */
+    const float *w;
+    /* added to the mean of the squares */
+    float eps;
+    /* the factor is 1 + w and not w (qwen3_next) */
+    bool zero_centered;
+} wb_norm;
+
 /* y[n,width] = x * rsqrt(mean(x^2) + eps) * w[width]; y may be x. Backward: dx (=), may be dy; dw (+=), may
  * be NULL. Also the per-head query/key norm, with n = T * heads and width = head_dim. */
-typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                        float eps, wb_rows y);
-typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                         float eps, wb_rows dy, wb_rows dx, float *dw);
+typedef wb_status wb_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                        wb_rows y);
+typedef wb_status wb_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                         wb_rows dy, wb_rows dx, float *dw);
 
 /* y[n,width] += x[n,width], then normed = rmsnorm_forward of y as it was written: the residual stream, and
  * what the next part of a layer gets of it. */
 typedef wb_status wb_add_rmsnorm_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
-                                    const float *w, float eps, wb_rows normed);
+                                    wb_norm norm, wb_rows normed);
+
+/* y[n,width] = norm(x) * silu(z), z[n,width]; y may be x or z. Backward: dx (=), may be dy; dz (=), may be z;
+ * dw (+=), may be NULL. */
+typedef wb_status wb_gated_rmsnorm_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,
+                                              wb_norm norm, wb_rows z, wb_rows y);
+typedef wb_status wb_gated_rmsnorm_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,
+                                               wb_norm norm, wb_rows z, wb_rows dy, wb_rows dx, wb_rows dz,
+                                               float *dw);
 
 /* Rotary embedding of x[T, n_heads, head_dim] in place: of the rot_dim dimensions from `first` on the pairs
  * (i, i + rot_dim / 2), or where `interleaved` the pairs (2 i, 2 i + 1). */
@@ -334,6 +345,14 @@ typedef wb_status wb_add_gated_forward_fn(wb_device *dev, int64_t n, int64_t wid
                                           wb_rows x, wb_rows y);
 typedef wb_status wb_add_gated_backward_fn(wb_device *dev, int64_t n, int64_t width, const float *gate,
                                            wb_rows x, wb_rows dy, wb_rows dx, float *dgate);
+
+/* y[n,width] = x * sigmoid(gate), whose rows are gate_stride elements apart, as dgate's; y may be x.
+ * Backward: dx (=), may be dy; dgate (=), may be gate, and what lies between its rows stays as it is. */
+typedef wb_status wb_sigmoid_gate_forward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,
+                                             wb_rows gate, int64_t gate_stride, wb_rows y);
+typedef wb_status wb_sigmoid_gate_backward_fn(wb_device *dev, int64_t n, int64_t width, wb_rows x,
+                                              wb_rows gate, int64_t gate_stride, wb_rows dy, wb_rows dx,
+                                              wb_rows dgate);
 
 /* y[n,width] += b[width] on every row. Backward: db[width] += sum of dy over ascending rows. */
 typedef wb_status wb_bias_forward_fn(wb_device *dev, int64_t n, int64_t width, const float *b, wb_rows y);
@@ -461,10 +480,9 @@ typedef struct wb_attention_inputs {
     int32_t n_heads, n_kv_heads, head_dim, rot_dim;
     /* [T, n_heads * head_dim], and twice [T, n_kv_heads * head_dim] */
     wb_rows q, k, v;
-    /* device [head_dim], or where a token's row is normed as a whole as wide as that; both NULL: no norm */
-    const float *q_norm, *k_norm;
+    /* of each head, or where norm_whole of a token's row as a whole; both w NULL: no norm */
+    wb_norm q_norm, k_norm;
     bool norm_whole;
-    float eps;
     /* the limit of the clamp; 0: none */
     float clip;
     /* as of wb_rope_fn */
@@ -480,6 +498,97 @@ typedef struct wb_attention_inputs {
  * writes. */
 typedef wb_status wb_attention_prepare_fn(wb_device *dev, const wb_attention_inputs *args);
 
+/* ---- recurrent layers ------------------------------------------------------------------------------ */
+
+/* The tokens [start, start + n) of a call: all that it has of one sequence, in ascending positions. */
+typedef struct wb_sequence_run {
+    int32_t start, n;
+    /* number of the sequence's state of fixed size; -1: it has none, as in training */
+    int32_t state;
+} wb_sequence_run;
+
+/* What an op that goes from token to token goes over. What it makes of a token depends on the sequence's
+ * tokens up to it alone, bit for bit: not on how they were cut into runs, and not on other runs. */
+typedef struct wb_sequences {
+    /* tokens of the call */
+    int64_t T, n_runs;
+    /* device [n_runs], apart and ascending; behind the others some may be empty. A token of no run is
+     * padding, whose rows of what an op writes are zeros. */
+    const wb_sequence_run *runs;
+    /* device f32, of the shape that the op names: the state with number i lies at states + i * state_stride
+     * bytes. A run finds there what is behind the token before it, zeros where there is none, and leaves what
+     * is behind its last token; no two runs of a call have one state. NULL: each run is a whole sequence,
+     * begins with zeros and leaves nothing. */
+    char *states;
+    int64_t state_stride;
+} wb_sequences;
+
+enum { WB_MAX_CONV_WIDTH = 8 };
+
+/* A causal convolution of each channel by itself, over the last `width` tokens of a sequence. */
+typedef struct wb_short_conv {
+    /* a state is [width - 1, channels]: x of the last tokens, the oldest first */
+    wb_sequences of;
+    /* width: W, 1..WB_MAX_CONV_WIDTH */
+    int32_t channels, width;
+    /* device [channels, width], the token's own weight last */
+    const float *w;
+    /* [T, channels] */
+    wb_rows x;
+} wb_short_conv;
+
+/* y[t,c] (=) silu(sum over ascending m of w[c,m] x[t - W + 1 + m, c]), x being 0 before the sequence; y is
+ * not x. Backward, without states: dx (=), which is not dy, sums over ascending tokens; dw (+=). */
+typedef wb_status wb_short_conv_forward_fn(wb_device *dev, const wb_short_conv *args, wb_rows y);
+typedef wb_status wb_short_conv_backward_fn(wb_device *dev, const wb_short_conv *args, wb_rows dy, wb_rows dx,
+                                            float *dw);
+
+/* Value head h reads key head h / (n_value / n_key). */
+typedef struct wb_delta_heads {
+    int32_t n_key, n_value, key_dim, value_dim;
+} wb_delta_heads;
+
+/* Elements of a token's queries, keys and values. */
+static inline int64_t wb_delta_width(wb_delta_heads heads) {
+    return 2 * (int64_t)heads.n_key * heads.key_dim + (int64_t)heads.n_value * heads.value_dim;
+}
+
+/* Tokens from one checkpoint of a gated delta rule to the next. */
+enum { WB_DELTA_CHUNK = 64 };
+
+/* f32 that a call of T tokens has of checkpoints. */
+static inline int64_t wb_delta_checkpoint_floats(int64_t T, wb_delta_heads heads) {
+    return (T + WB_DELTA_CHUNK - 1) / WB_DELTA_CHUNK * heads.n_value * heads.key_dim * heads.value_dim;
+}
+
+/* The gated delta rule (Gated DeltaNet). In each value head, with q and k divided by their lengths,
+ * rsqrt(sum x^2 + 1e-6), q also by sqrt(key_dim), beta = sigmoid(b), g = -exp(A_log) softplus(a + dt_bias):
+ *   S' = exp(g) S;   d = beta (v - S'^T k);   S = S' + k d^T;   o = S^T q
+ * from token to token, S[key_dim, value_dim] being 0 before the sequence. All of it is f32; sums over a
+ * head's elements, and over its values in the backward, are in lane order. */
+typedef struct wb_gated_delta {
+    /* a state is [n_value, value_dim, key_dim]: S^T of each head */
+    wb_sequences of;
+    wb_delta_heads heads;
+    /* [T, wb_delta_width]: a token's queries, its keys, its values, each head by head */
+    wb_rows qkv;
+    /* [T, n_value] */
+    wb_rows b, a;
+    /* device [n_value] */
+    const float *A_log, *dt_bias;
+    /* device [wb_delta_checkpoint_floats], or NULL where no backward follows. A forward without states leaves
+     * there for its backward S before every WB_DELTA_CHUNK-th token of the call. */
+    float *checkpoints;
+} wb_gated_delta;
+
+/* o[T, n_value * value_dim] (=). Backward, without states: dqkv (=) like qkv, db and da (=) like b and a;
+ * dA_log and ddt_bias [n_value] (+=) over the tokens in ascending order. dq and dk are summed over the value
+ * heads of a key head, ascending. */
+typedef wb_status wb_gated_delta_forward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows o);
+typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows dout,
+                                             wb_rows dqkv, wb_rows db, wb_rows da, float *dA_log,
+                                             float *ddt_bias);
+
 /* ---- attention over compressed entries ----------------------------------------------------------- */
 
 /* Of every R positions of a sequence one entry, for each channel a sum of `values` weighted by the softmax of
@@ -488,7 +597,8 @@ typedef wb_status wb_attention_prepare_fn(wb_device *dev, const wb_attention_inp
  * D of entry w. Each channel is one chain over ascending positions (compress_rules.h), which ends at the
  * entry's last position: an entry has the same bits however its positions are cut into calls. */
 typedef struct wb_compress {
-    int64_t T;
+    /* a state is [1 or, where it overlaps, 2 entries that have not ended][3, D] (compress_rules.h) */
+    wb_sequences of;
     /* D */
     int64_t width;
     /* R, 1 or more */
@@ -500,14 +610,6 @@ typedef struct wb_compress {
     const float *bias;
     /* device [T] */
     const int32_t *pos;
-    /* device [n_runs]; rows of no run are padding */
-    const wb_sequence_run *runs;
-    int64_t n_runs;
-    /* What a sequence has of entries that have not ended: wb_compress_state_bytes at states + run.state *
-     * state_stride, device, all zeros before its first token, read and left behind the run's last token.
-     * NULL: each run begins at position 0, and nothing is left. */
-    char *states;
-    int64_t state_stride;
 } wb_compress;
 
 static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
@@ -922,6 +1024,8 @@ typedef struct wb_op_sizes {
     int32_t n_heads, n_kv_heads, head_dim, value_dim;
     /* keys that a query sees */
     int64_t keys;
+    /* of a gated delta rule; zeros where there is none */
+    wb_delta_heads delta;
     /* of attention over entries, with the heads above: keys and entries together that a query sees, and
      * entries that an indexer chooses from */
     int64_t entry_keys, ranked_entries;

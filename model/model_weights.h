@@ -130,6 +130,11 @@ static inline const float *wb_model_vector(const wb_model *model, int32_t param)
     return model->params[param].memory.data;
 }
 
+/* The norm of the residual stream, of queries and of keys whose weights are vector `param`. */
+static inline wb_norm wb_model_norm(const wb_model *model, int32_t param) {
+    return (wb_norm){wb_model_vector(model, param), model->config.norm_eps, false};
+}
+
 /* ---- activations ----------------------------------------------------------------------------- */
 
 /* What lies in a buffer that was placed by wb_place_activations (layer.h). */

@@ -13,8 +13,8 @@ static void round_row(wb_dtype dtype, int64_t n, float *x) {
     for (int64_t i = 0; i < n; i++) x[i] = wb_bf16_to_f32(wb_f32_to_bf16(x[i]));
 }
 
-wb_status WB_CPU(add_rmsnorm)(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y, const float *w,
-                              float eps, wb_rows normed) {
+wb_status WB_CPU(add_rmsnorm)(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y, wb_norm norm,
+                              wb_rows normed) {
     operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
                       {.name = "y", .rows = y, .n = n * width, .use = UPDATE},
                       {.name = "normed", .rows = normed, .n = n * width, .use = WRITE}};
@@ -26,7 +26,7 @@ wb_status WB_CPU(add_rmsnorm)(wb_device *dev, int64_t n, int64_t width, wb_rows 
         WB_INDEPENDENT
         for (int64_t i = 0; i < width; i++) to[i] += from[i];
         round_row(y.dtype, width, to);
-        row_norm(width, to, w, eps, list[2].f32 + row * width);
+        row_norm(width, to, norm, list[2].f32 + row * width);
     }
     WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
@@ -39,14 +39,14 @@ typedef struct heads {
     float *x; /* [T, n * head_dim] */
     wb_dtype dtype;
     int64_t n;
-    const float *norm; /* NULL: none */
+    wb_norm norm; /* w NULL: none */
     bool rotates;
     wb_rows cache; /* data NULL: none */
 } heads;
 
 static void norm_heads(const wb_attention_inputs *a, const heads *h, float *x) {
     const int64_t width = h->n * a->head_dim, of_norm = a->norm_whole ? width : a->head_dim;
-    for (int64_t i = 0; i < width; i += of_norm) row_norm(of_norm, x + i, h->norm, a->eps, x + i);
+    for (int64_t i = 0; i < width; i += of_norm) row_norm(of_norm, x + i, h->norm, x + i);
     round_row(h->dtype, width, x);
 }
 
@@ -59,7 +59,7 @@ static void rotate_heads(const wb_attention_inputs *a, const heads *h, int64_t t
 static void prepare_token(const wb_attention_inputs *a, const heads *h, int64_t t) {
     const int64_t width = h->n * a->head_dim;
     float *x = h->x + t * width;
-    if (h->norm) norm_heads(a, h, x);
+    if (h->norm.w) norm_heads(a, h, x);
     if (a->clip > 0) {
         row_clamp(width, a->clip, x);
         round_row(h->dtype, width, x);
@@ -80,7 +80,7 @@ wb_status WB_CPU(attention_prepare)(wb_device *dev, const wb_attention_inputs *a
     const heads parts[] = {
         {list[0].f32, a->q.dtype, a->n_heads, a->q_norm, true, none},
         {list[1].f32, a->k.dtype, a->n_kv_heads, a->k_norm, true, writes ? a->k_cache : none},
-        {list[2].f32, a->v.dtype, a->n_kv_heads, NULL, false, writes ? a->v_cache : none},
+        {list[2].f32, a->v.dtype, a->n_kv_heads, (wb_norm){0}, false, writes ? a->v_cache : none},
     };
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *(q + 2 * kv)))
     for (int64_t t = 0; t < T; t++)

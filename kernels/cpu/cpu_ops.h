@@ -45,6 +45,8 @@ size_t WB_CPU(entry_attention_forward_bytes)(const wb_attention *heads, int64_t 
 /* rows: of a sequence, and its entries */
 size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t rows, int64_t keys);
 size_t WB_CPU(indexer_bytes)(int64_t n_heads, int64_t head_dim, int64_t entries);
+size_t WB_CPU(delta_forward_bytes)(wb_delta_heads heads);
+size_t WB_CPU(delta_backward_bytes)(wb_delta_heads heads);
 
 /* And that the threads of an op share. Of attention, n_heads: those of a backward with sinks, 0 of others. */
 static inline size_t wb_cpu_attention_plan_bytes(int64_t T, int64_t n_heads) {
@@ -55,6 +57,10 @@ static inline size_t wb_cpu_hyper_bytes(int64_t T, int64_t M) {
 }
 static inline size_t wb_cpu_group_bytes(int64_t n_products) {
     return (size_t)n_products * sizeof(wb_matmul) + (size_t)(n_products + 1) * sizeof(int64_t);
+}
+/* Of the backward of a gated delta rule. */
+static inline size_t wb_cpu_delta_bytes(int64_t T, wb_delta_heads heads) {
+    return (size_t)(T * heads.n_value) * sizeof(float);
 }
 enum { WB_CPU_SUM_BLOCK = 8192 };
 static inline size_t wb_cpu_sum_bytes(int64_t n) {

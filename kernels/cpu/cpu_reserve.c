@@ -24,6 +24,9 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     if (most->entry_keys > 0 && most->backward)
         bytes =
             larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, 2 * most->tokens, most->entry_keys));
+    if (most->delta.n_key > 0) bytes = larger(bytes, WB_CPU(delta_forward_bytes)(most->delta));
+    if (most->delta.n_key > 0 && most->backward)
+        bytes = larger(bytes, WB_CPU(delta_backward_bytes)(most->delta));
     if (most->n_kv_heads == 0) return bytes;
     bytes = larger(bytes, WB_CPU(attention_forward_bytes)(&heads, most->keys));
     return most->backward ? larger(bytes, WB_CPU(attention_backward_bytes)(&heads, most->keys)) : bytes;
@@ -32,9 +35,11 @@ static size_t thread_bytes(const wb_op_sizes *most) {
 /* Products of one call of matmul: far more than any caller has. */
 enum { MAX_PRODUCTS = 64 };
 
-/* Shared by the threads. A norm's backward has a float a row, the rows being heads at most. */
+/* Shared by the threads. A norm's backward has a float a row, the rows being heads at most, and so has a
+ * gated delta rule's. */
 static size_t shared_bytes(const wb_op_sizes *most) {
-    const int64_t heads = most->n_heads > 0 ? most->n_heads : 1;
+    const int64_t of_attention = most->n_heads > 0 ? most->n_heads : 1;
+    const int64_t heads = of_attention > most->delta.n_value ? of_attention : most->delta.n_value;
     size_t bytes = wb_cpu_group_bytes(2 * (int64_t)most->n_groups);
     bytes = larger(bytes, (MAX_PRODUCTS + 1) * sizeof(int64_t));
     bytes = larger(bytes, (size_t)most->n_slots * sizeof(int32_t));
@@ -52,9 +57,13 @@ static size_t operand_bytes(const wb_op_sizes *most) {
     const int64_t D = most->head_dim > most->value_dim ? most->head_dim : most->value_dim;
     const int64_t q = most->n_heads * D, kv = most->n_kv_heads * D, I = most->dense_width,
                   F = most->expert_width;
+    /* Of a recurrent layer: an output, and what is projected. */
+    const int64_t O = (int64_t)most->delta.n_value * most->delta.value_dim,
+                  U = wb_delta_width(most->delta) + O + 2 * most->delta.n_value;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
-     * backward; two products of a backward, which share dy, a router's among them; streams, of which a
-     * backward has three and two rows besides; a compressor's backward, of overlapping entries. */
+     * backward; two products of a backward, which share dy, a router's among them; a recurrent layer's four
+     * projections and the two products of their backward, and its gated norm; streams, of which a backward
+     * has three and two rows besides; a compressor's backward, of overlapping entries. */
     const int64_t E = most->router.n_experts, V = most->vocab_size;
     const int64_t token[] = {3 * H + q + 2 * kv,
                              3 * H,
@@ -64,6 +73,9 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                              4 * I + H,
                              2 * H + I,
                              2 * E + H,
+                             4 * H + U,
+                             2 * (H + U),
+                             5 * O,
                              (3 * most->n_streams + 2) * H,
                              5 * most->compress_channels};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};

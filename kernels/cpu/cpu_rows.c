@@ -63,30 +63,16 @@ wb_status WB_CPU(embed_backward)(wb_device *dev, int64_t T, int64_t H, const int
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */
 
-wb_status WB_CPU(rmsnorm_forward)(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                  float eps, wb_rows y) {
+wb_status WB_CPU(rmsnorm_forward)(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                  wb_rows y) {
     operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
                       {.name = "y", .rows = y, .n = n * width, .use = WRITE}};
     WB_TRY(WB_CPU(operands_open)(dev, "rmsnorm_forward", list, 2));
 #pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, n *width))
     for (int64_t row = 0; row < n; row++)
-        row_norm(width, list[0].f32 + row * width, w, eps, list[1].f32 + row * width);
+        row_norm(width, list[0].f32 + row * width, norm, list[1].f32 + row * width);
     WB_CPU(operands_close)(dev, list, 2);
     return WB_OK;
-}
-
-/* dx = r w dy - x r^3 <w dy, x> / width */
-static void rmsnorm_backward_row(int64_t width, const float *x, const float *w, float r, const float *dy,
-                                 float *dx) {
-    float sum[WB_LANES] = {0.0f};
-    int64_t i = 0;
-    for (; i + WB_LANES <= width; i += WB_LANES)
-        for (int lane = 0; lane < WB_LANES; lane++)
-            sum[lane] = fmaf(w[i + lane] * dy[i + lane], x[i + lane], sum[lane]);
-    for (int lane = 0; i < width; i++, lane++) sum[lane] = fmaf(w[i] * dy[i], x[i], sum[lane]);
-    float shrink = r * r * r * wb_lanes_sum(sum) / (float)width;
-    WB_INDEPENDENT
-    for (i = 0; i < width; i++) dx[i] = fmaf(-shrink, x[i], r * w[i] * dy[i]);
 }
 
 /* dw[begin, end) += sum over rows of dy x r, ascending */
@@ -105,8 +91,8 @@ static void rmsnorm_backward_columns(int64_t n, int64_t width, int64_t begin, in
     memcpy(dw + begin, sum, (size_t)count * sizeof(float));
 }
 
-wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                   float eps, wb_rows dy, wb_rows dx, float *dw) {
+wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                   wb_rows dy, wb_rows dx, float *dw) {
     operand list[] = {{.name = "x", .rows = x, .n = n * width, .use = READ},
                       {.name = "dy", .rows = dy, .n = n * width, .use = READ},
                       {.name = "dx", .rows = dx, .n = n * width, .use = WRITE}};
@@ -117,7 +103,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
     float *r = shared, *to = list[2].f32;
     int threads = wb_cpu_threads(dev, n * width);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < n; row++) r[row] = row_inverse_rms(from + row * width, width, eps);
+    for (int64_t row = 0; row < n; row++) r[row] = row_inverse_rms(from + row * width, width, norm.eps);
     if (dw) { /* before dx, which may be dy */
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t begin = 0; begin < width; begin += COLUMNS)
@@ -125,7 +111,7 @@ wb_status WB_CPU(rmsnorm_backward)(wb_device *dev, int64_t n, int64_t width, wb_
     }
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < n; row++)
-        rmsnorm_backward_row(width, from + row * width, w, r[row], d + row * width, to + row * width);
+        row_norm_backward(width, from + row * width, norm, r[row], d + row * width, to + row * width);
     WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }

@@ -8,6 +8,7 @@
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "fused_check.h"
+#include "norm_rules.h"
 
 namespace {
 
@@ -33,7 +34,7 @@ __device__ void find_inverses(const float *row, int n, int width, float eps, flo
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    add_rmsnorm_rows(int width, wb_rows x, wb_rows y, const float *w, float eps, wb_rows normed) {
+    add_rmsnorm_rows(int width, wb_rows x, wb_rows y, wb_norm norm, wb_rows normed) {
     extern __shared__ float row[];
     float *inverse = row + width;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * width;
@@ -42,9 +43,9 @@ __global__ void __launch_bounds__(BLOCK)
         store_element(y, first + i, row[i]);
     }
     __syncthreads();
-    find_inverses(row, 1, width, eps, inverse);
+    find_inverses(row, 1, width, norm.eps, inverse);
     for (int i = threadIdx.x; i < width; i += BLOCK)
-        store_element(normed, first + i, wb_mul(wb_mul(row[i], inverse[0]), w[i]));
+        store_element(normed, first + i, wb_mul(wb_mul(row[i], inverse[0]), wb_norm_factor(norm, i)));
 }
 
 /* ---- q, k and v ------------------------------------------------------------------------------ */
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(BLOCK)
 struct heads {
     wb_rows x; /* [T, n * head_dim] */
     int n;
-    const float *norm; /* NULL: none */
+    wb_norm norm; /* w NULL: none */
     bool rotates;
     wb_rows cache; /* data NULL: none */
 };
@@ -62,7 +63,7 @@ struct prepare_args {
     heads parts[3];
     int head_dim, half;
     bool norm_whole;
-    float eps, clip;
+    float clip;
     const int32_t *pos;
     const float *cos_table, *sin_table;
     const int64_t *rows;
@@ -71,12 +72,12 @@ struct prepare_args {
 /* row[n * head_dim] of shared memory: normed and clamped. */
 __device__ void norm_and_clamp(const prepare_args &args, const heads &part, float *row, float *inverse) {
     const int width = part.n * args.head_dim, of_norm = args.norm_whole ? width : args.head_dim;
-    if (part.norm) find_inverses(row, width / of_norm, of_norm, args.eps, inverse);
+    if (part.norm.w) find_inverses(row, width / of_norm, of_norm, part.norm.eps, inverse);
     for (int i = threadIdx.x; i < width; i += BLOCK) {
         float value = row[i];
-        if (part.norm)
-            value =
-                rounded(part.x.dtype, wb_mul(wb_mul(value, inverse[i / of_norm]), part.norm[i % of_norm]));
+        if (part.norm.w)
+            value = rounded(part.x.dtype, wb_mul(wb_mul(value, inverse[i / of_norm]),
+                                                 wb_norm_factor(part.norm, i % of_norm)));
         if (args.clip > 0) {
             const float above = value < -args.clip ? -args.clip : value;
             value = rounded(part.x.dtype, above > args.clip ? args.clip : above);
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(BLOCK) prepare_rows(prepare_args args) {
     const int64_t t = blockIdx.x, first = t * width;
     for (int i = threadIdx.x; i < width; i += BLOCK) row[i] = load_element(part.x, first + i);
     __syncthreads();
-    if (part.norm || args.clip > 0) norm_and_clamp(args, part, row, row + width);
+    if (part.norm.w || args.clip > 0) norm_and_clamp(args, part, row, row + width);
     if (part.rotates && args.half > 0) rotate_heads(args, part, t, row);
     const int64_t at = part.cache.data ? args.rows[t] : -1;
     for (int i = threadIdx.x; i < width; i += BLOCK) {
@@ -129,14 +130,14 @@ wb_status allow_floats(const char *op, const void *kernel, int64_t floats, size_
 
 prepare_args args_of(const wb_attention_inputs &a) {
     const wb_rows none = {};
+    const wb_norm no_norm = {};
     const bool writes = a.rows != NULL;
     return {{{a.q, a.n_heads, a.q_norm, true, none},
              {a.k, a.n_kv_heads, a.k_norm, true, writes ? a.k_cache : none},
-             {a.v, a.n_kv_heads, NULL, false, writes ? a.v_cache : none}},
+             {a.v, a.n_kv_heads, no_norm, false, writes ? a.v_cache : none}},
             a.head_dim,
             a.rot_dim / 2,
             a.norm_whole,
-            a.eps,
             a.clip,
             a.pos,
             a.cos_table,
@@ -148,8 +149,8 @@ prepare_args args_of(const wb_attention_inputs &a) {
 
 extern "C" {
 
-wb_status wb_cuda_add_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y, const float *w,
-                              float eps, wb_rows normed) {
+wb_status wb_cuda_add_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y, wb_norm norm,
+                              wb_rows normed) {
     const char *op = "add_rmsnorm";
     unsigned blocks = 0;
     size_t bytes = 0;
@@ -159,7 +160,7 @@ wb_status wb_cuda_add_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows 
     WB_TRY(prepare_launch(dev, op, n, BLOCK, &blocks));
     if (blocks == 0) return WB_OK;
     WB_TRY(allow_floats(op, reinterpret_cast<const void *>(add_rmsnorm_rows), width + 1, &bytes));
-    add_rmsnorm_rows<<<blocks, BLOCK, bytes, stream_of(dev)>>>(static_cast<int>(width), x, y, w, eps, normed);
+    add_rmsnorm_rows<<<blocks, BLOCK, bytes, stream_of(dev)>>>(static_cast<int>(width), x, y, norm, normed);
     return wb_cuda_check(cudaGetLastError(), op);
 }
 

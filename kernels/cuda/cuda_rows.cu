@@ -4,6 +4,7 @@
  * rows ascending, a thread a column, and of bf16 a thread a column of a part of the rows. Refuses: products
  * of matrices, routing, moving rows (cuda_move_rows.cu), ops on elements (cuda_elements.cu). */
 #include "cuda/cuda_fault.h"
+#include "cuda/cuda_norm.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
@@ -11,9 +12,6 @@
 #include "rope_check.h"
 
 namespace {
-
-/* Rows of which a norm's gradient of bf16 has one sum: part of the fixed order. */
-enum { NORM_PART = 128 };
 
 /* ---- embedding ------------------------------------------------------------------------------- */
 
@@ -57,44 +55,20 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */
 
-/* The place of a thread in a half warp a row. Rows beyond n repeat the last one and write nothing, so that
- * every lane takes part in the exchanges. */
-struct row_place {
-    int64_t row;
-    int lane;
-    bool live;
-};
-
-__device__ __forceinline__ row_place find_row(int64_t n) {
-    const int64_t row = thread_number() / WB_LANES;
-    return {row < n ? row : n - 1, static_cast<int>(threadIdx.x % WB_LANES), row < n};
-}
-
-__device__ __forceinline__ float inverse_rms(const wb_rows &x, int64_t row, int64_t width, float eps,
-                                             int lane) {
-    float sum = 0.0f;
-    for (int64_t i = lane; i < width; i += WB_LANES) {
-        const float value = load_element(x, row * width + i);
-        sum = wb_fma(value, value, sum);
-    }
-    const float mean = wb_div(fold_lanes(sum), static_cast<float>(width));
-    return wb_div(1.0f, wb_sqrt(wb_add(mean, eps)));
-}
-
 __global__ void __launch_bounds__(BLOCK)
-    rmsnorm_rows(int64_t n, int64_t width, wb_rows x, const float *w, float eps, wb_rows y) {
+    rmsnorm_rows(int64_t n, int64_t width, wb_rows x, wb_norm norm, wb_rows y) {
     const row_place place = find_row(n);
-    const float r = inverse_rms(x, place.row, width, eps, place.lane);
+    const float r = inverse_rms(x, place.row, width, norm.eps, place.lane);
     if (!place.live) return;
     for (int64_t i = place.lane; i < width; i += WB_LANES) {
         const int64_t at = place.row * width + i;
-        store_element(y, at, wb_mul(wb_mul(load_element(x, at), r), w[i]));
+        store_element(y, at, wb_mul(wb_mul(load_element(x, at), r), wb_norm_factor(norm, i)));
     }
 }
 
 /* A block a wide row, which lies in shared memory, so that the 16 lanes of its sum wait for no other. */
 __global__ void __launch_bounds__(BLOCK)
-    rmsnorm_wide_rows(int64_t width, wb_rows x, const float *w, float eps, wb_rows y) {
+    rmsnorm_wide_rows(int64_t width, wb_rows x, wb_norm norm, wb_rows y) {
     extern __shared__ float row[];
     __shared__ float inverse;
     const int64_t first = blockIdx.x * width;
@@ -105,23 +79,16 @@ __global__ void __launch_bounds__(BLOCK)
 #pragma unroll 8
         for (int i = threadIdx.x % WB_LANES; i < width; i += WB_LANES) sum = wb_fma(row[i], row[i], sum);
         const float mean = wb_div(fold_lanes(sum), static_cast<float>(width));
-        if (threadIdx.x == 0) inverse = wb_div(1.0f, wb_sqrt(wb_add(mean, eps)));
+        if (threadIdx.x == 0) inverse = wb_div(1.0f, wb_sqrt(wb_add(mean, norm.eps)));
     }
     __syncthreads();
     for (int i = threadIdx.x; i < width; i += BLOCK)
-        store_element(y, first + i, wb_mul(wb_mul(row[i], inverse), w[i]));
+        store_element(y, first + i, wb_mul(wb_mul(row[i], inverse), wb_norm_factor(norm, i)));
 }
 
 /* Rows for that kernel: what a block's shared memory holds without being asked for more. */
 bool is_wide(int64_t width) {
     return width >= 256 && width <= 8192;
-}
-
-__global__ void __launch_bounds__(BLOCK)
-    rmsnorm_scales(int64_t n, int64_t width, wb_rows x, float eps, float *r) {
-    const row_place place = find_row(n);
-    const float scale = inverse_rms(x, place.row, width, eps, place.lane);
-    if (place.live && place.lane == 0) r[place.row] = scale;
 }
 
 /* dw += sum over rows of dy x r, ascending */
@@ -155,32 +122,21 @@ __global__ void __launch_bounds__(BLOCK)
     parts[place] = sum;
 }
 
-/* dw = the sum of the parts, ascending */
-__global__ void __launch_bounds__(BLOCK)
-    rmsnorm_sum_parts(int64_t n_parts, int64_t width, const float *parts, float *dw) {
-    const int64_t column = thread_number();
-    if (column >= width) return;
-    float sum = parts[column];
-#pragma unroll 64
-    for (int64_t part = 1; part < n_parts; part++) sum = wb_add(sum, parts[part * width + column]);
-    dw[column] = sum;
-}
-
 /* dx = r w dy - x r^3 <w dy, x> / width */
-__global__ void __launch_bounds__(BLOCK)
-    rmsnorm_gradients(int64_t n, int64_t width, wb_rows x, const float *w, const float *scales, wb_rows dy,
-                      wb_rows dx) {
+__global__ void __launch_bounds__(BLOCK) rmsnorm_gradients(int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                                           const float *scales, wb_rows dy, wb_rows dx) {
     const row_place place = find_row(n);
     const int64_t begin = place.row * width;
     const float r = scales[place.row];
     float sum = 0.0f;
     for (int64_t i = place.lane; i < width; i += WB_LANES)
-        sum = wb_fma(wb_mul(w[i], load_element(dy, begin + i)), load_element(x, begin + i), sum);
+        sum = wb_fma(wb_mul(wb_norm_factor(norm, i), load_element(dy, begin + i)), load_element(x, begin + i),
+                     sum);
     sum = fold_lanes(sum);
     if (!place.live) return;
     const float shrink = wb_div(wb_mul(wb_mul(wb_mul(r, r), r), sum), static_cast<float>(width));
     for (int64_t i = place.lane; i < width; i += WB_LANES) {
-        const float d = wb_mul(wb_mul(r, w[i]), load_element(dy, begin + i));
+        const float d = wb_mul(wb_mul(r, wb_norm_factor(norm, i)), load_element(dy, begin + i));
         store_element(dx, begin + i, wb_fma(-shrink, load_element(x, begin + i), d));
     }
 }
@@ -244,16 +200,16 @@ wb_status wb_cuda_embed_backward(wb_device *dev, int64_t T, int64_t H, const int
     LAUNCH(dev, "embed_backward", T, BLOCK, embed_gradients, T, H, tokens, dy, dtable);
 }
 
-wb_status wb_cuda_rmsnorm_forward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                  float eps, wb_rows y) {
+wb_status wb_cuda_rmsnorm_forward(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                  wb_rows y) {
     WB_TRY(operand_check("rmsnorm_forward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_forward", "y", y.dtype, "x", x.dtype));
-    if (!is_wide(width)) LAUNCH(dev, "rmsnorm_forward", n, WB_LANES, rmsnorm_rows, n, width, x, w, eps, y);
+    if (!is_wide(width)) LAUNCH(dev, "rmsnorm_forward", n, WB_LANES, rmsnorm_rows, n, width, x, norm, y);
     unsigned blocks = 0;
     WB_TRY(prepare_launch(dev, "rmsnorm_forward", n, BLOCK, &blocks));
     if (blocks == 0) return WB_OK;
     const size_t bytes = static_cast<size_t>(width) * sizeof(float);
-    rmsnorm_wide_rows<<<blocks, BLOCK, bytes, stream_of(dev)>>>(width, x, w, eps, y);
+    rmsnorm_wide_rows<<<blocks, BLOCK, bytes, stream_of(dev)>>>(width, x, norm, y);
     return wb_cuda_check(cudaGetLastError(), "rmsnorm_forward");
 }
 
@@ -278,18 +234,18 @@ static wb_status launch_parts(wb_device *dev, int64_t n, int64_t width, wb_rows 
     LAUNCH(dev, "rmsnorm_backward", width, 1, rmsnorm_sum_parts, n_parts, width, parts, dw);
 }
 
-wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w,
-                                   float eps, wb_rows dy, wb_rows dx, float *dw) {
+wb_status wb_cuda_rmsnorm_backward(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm,
+                                   wb_rows dy, wb_rows dx, float *dw) {
     float *r = NULL;
     WB_TRY(operand_check("rmsnorm_backward", "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("rmsnorm_backward", "dx", dx.dtype, "x", x.dtype));
     WB_TRY(reserve_scratch(dev, wb_cuda_norm_backward_bytes(n, width), &r));
-    WB_TRY(launch_scales(dev, n, width, x, eps, r));
+    WB_TRY(launch_scales(dev, n, width, x, norm.eps, r));
     /* Before dx, which may be dy. */
     if (dw && x.dtype == WB_F32) WB_TRY(launch_columns(dev, n, width, x, dy, r, dw));
     if (dw && x.dtype == WB_BF16) WB_TRY(launch_parts(dev, n, width, x, dy, r, dw, r + n));
-    LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, w, r, dy, dx);
+    LAUNCH(dev, "rmsnorm_backward", n, WB_LANES, rmsnorm_gradients, n, width, x, norm, r, dy, dx);
 }
 
 wb_status wb_cuda_rope(wb_device *dev, const wb_rope *args) {

@@ -23,6 +23,7 @@ size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots);
 size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots);
 size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads);
 size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width);
+size_t wb_cuda_delta_backward_bytes(const wb_device *dev, int64_t T, wb_delta_heads heads);
 size_t wb_cuda_sum_bytes(int64_t count, int64_t n);
 size_t wb_cuda_sample_bytes(int64_t B, int64_t V);
 size_t wb_cuda_logprob_bytes(int64_t V);

@@ -189,8 +189,8 @@ static wb_status heads_forward(const wb_model *model, heads_spec spec, const wb_
     WB_TRY(add_bias(model, spec, pass->T, s.projected));
     if (spec.norm >= 0) {
         const int64_t norm = norm_width(model, spec);
-        WB_TRY(dev->rmsnorm_forward(dev, n / norm, norm, s.projected, wb_model_vector(model, spec.norm),
-                                    config->norm_eps, s.normed));
+        WB_TRY(dev->rmsnorm_forward(dev, n / norm, norm, s.projected, wb_model_norm(model, spec.norm),
+                                    s.normed));
     }
     if (config->clip_qkv > 0) {
         WB_TRY(dev->copy(dev, s.out.data, s.normed.data, (size_t)n * wb_dtype_size(s.out.dtype)));
@@ -210,8 +210,8 @@ static wb_status heads_backward(const wb_model *model, heads_spec spec, const wb
     if (config->clip_qkv > 0) WB_TRY(dev->clamp_backward(dev, n, config->clip_qkv, s.normed, dout));
     if (spec.norm >= 0) {
         const int64_t norm = norm_width(model, spec);
-        WB_TRY(dev->rmsnorm_backward(dev, n / norm, norm, s.projected, wb_model_vector(model, spec.norm),
-                                     config->norm_eps, dout, dout, grads[spec.norm]));
+        WB_TRY(dev->rmsnorm_backward(dev, n / norm, norm, s.projected, wb_model_norm(model, spec.norm), dout,
+                                     dout, grads[spec.norm]));
     }
     if (spec.bias >= 0) WB_TRY(dev->bias_backward(dev, T, width, dout, grads[spec.bias]));
     const wb_matmul list[] = {wb_matmul_wgrad(T, H, width, dout, x, grads[spec.weight]),
@@ -259,14 +259,13 @@ static wb_status prepare(const gqa *g, const gqa_weights *w, const wb_pass *pass
                                 .k = wb_activations(model, &g->k.out),
                                 .v = wb_activations(model, &g->v.out),
                                 .norm_whole = config->qk_norm == WB_QK_NORM_WHOLE,
-                                .eps = config->norm_eps,
                                 .clip = config->clip_qkv,
                                 .pos = pass->pos,
                                 .cos_table = model->cos_table.data,
                                 .sin_table = model->sin_table.data};
     if (w->q_norm >= 0) {
-        args.q_norm = wb_model_vector(model, w->q_norm);
-        args.k_norm = wb_model_vector(model, w->k_norm);
+        args.q_norm = wb_model_norm(model, w->q_norm);
+        args.k_norm = wb_model_norm(model, w->k_norm);
     }
     if (state) {
         args.rows = pass->state_rows;

@@ -219,8 +219,7 @@ static wb_status norm_forward(wb_block *block, int32_t l, int which, int64_t T, 
     const wb_model *model = block->model;
     const next_part part = next_of(block, l, which);
     return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
-                                          wb_model_vector(model, part.norm), model->config.norm_eps,
-                                          part.input);
+                                          wb_model_norm(model, part.norm), part.input);
 }
 
 /* y (=) x + part(input), where `input` is there: norm(x). Then next (=) norm(y), the input of the part behind
@@ -237,8 +236,7 @@ static wb_status part_forward(wb_block *block, int32_t l, int which, const wb_pa
     WB_TRY(part->kind->forward(worker_of(block, l, which), part->weights, pass, state, input, y));
     kept->layer = l;
     if (!next) return dev->add(dev, T * H, x, y);
-    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_vector(model, next->norm), model->config.norm_eps,
-                            next->input);
+    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_norm(model, next->norm), next->input);
 }
 
 /* dx (=) the gradient of x, from that of y = x + part(norm(x)). */
@@ -254,8 +252,7 @@ static wb_status part_backward(wb_block *block, int32_t l, int which, const wb_p
     const int64_t T = pass->T, H = model->config.hidden_size;
     kept->layer = -1;
     WB_TRY(part->kind->backward(worker_of(block, l, which), part->weights, pass, input, dy, grads, dh));
-    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_model_vector(model, norm), model->config.norm_eps, dh, dx,
-                                 grads[norm]));
+    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_model_norm(model, norm), dh, dx, grads[norm]));
     return dev->add(dev, T * H, dy, dx);
 }
 

@@ -13,8 +13,8 @@ wb_status wb_embed_backward(const wb_model *model, int64_t T, const int32_t *tok
 
 wb_status wb_head_forward(const wb_model *model, int64_t n, wb_rows x, wb_rows normed, float *logits) {
     wb_device *dev = model->device;
-    WB_TRY(dev->rmsnorm_forward(dev, n, model->config.hidden_size, x,
-                                wb_model_vector(model, model->final_norm), model->config.norm_eps, normed));
+    WB_TRY(dev->rmsnorm_forward(dev, n, model->config.hidden_size, x, wb_model_norm(model, model->final_norm),
+                                normed));
     const wb_matmul product =
         wb_matmul_forward(n, normed, wb_model_weight(model, model->lm_head), wb_f32_rows(logits));
     return dev->matmul(dev, 1, &product);
@@ -33,6 +33,6 @@ wb_status wb_head_norm_backward(const wb_model *model, int64_t n, wb_rows x, wb_
                                 float *const *grads, wb_rows dx) {
     wb_device *dev = model->device;
     return dev->rmsnorm_backward(dev, n, model->config.hidden_size, x,
-                                 wb_model_vector(model, model->final_norm), model->config.norm_eps, dnormed,
-                                 dx, grads[model->final_norm]);
+                                 wb_model_norm(model, model->final_norm), dnormed, dx,
+                                 grads[model->final_norm]);
 }

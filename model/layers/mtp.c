@@ -5,8 +5,7 @@
 /* In place. */
 static wb_status norm(const wb_model *owner, int32_t weight, int64_t T, wb_rows x) {
     wb_device *dev = owner->device;
-    return dev->rmsnorm_forward(dev, T, owner->config.hidden_size, x, wb_model_vector(owner, weight),
-                                owner->config.norm_eps, x);
+    return dev->rmsnorm_forward(dev, T, owner->config.hidden_size, x, wb_model_norm(owner, weight), x);
 }
 
 /* The columns of eh_proj from `first` on that meet one of its two inputs. */

@@ -4,6 +4,7 @@
 #define WB_ALL_OPS_H
 
 #include "compressed_ops.h"
+#include "recurrent_problem.h"
 
 /* Log-probabilities at temperatures, of rows that keep every other token from the target's parity on. */
 static inline void all_distributions(wb_device *dev, int64_t T, int64_t V, const float *x,
@@ -37,16 +38,23 @@ static inline void all_rows(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     keep_floats(o, table, V * H, "embed_backward");
     keep_floats(o, y, T * H, "embed_forward");
     y = floats(T * H);
-    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(y)));
-    assert_ok(
-        dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), w, 1e-6f, wb_f32_rows(d), wb_f32_rows(dx), dw));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), norm_of(w, false), wb_f32_rows(y)));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), norm_of(w, false), wb_f32_rows(d),
+                                    wb_f32_rows(dx), dw));
     keep_floats(o, y, T * H, "rmsnorm_forward");
     float *sum = copied(d, T * H), *normed = floats(T * H);
-    assert_ok(dev->add_rmsnorm(dev, T, H, wb_f32_rows(x), wb_f32_rows(sum), w, 1e-6f, wb_f32_rows(normed)));
+    assert_ok(dev->add_rmsnorm(dev, T, H, wb_f32_rows(x), wb_f32_rows(sum), norm_of(w, false),
+                               wb_f32_rows(normed)));
     keep_floats(o, sum, T * H, "add_rmsnorm y");
     keep_floats(o, normed, T * H, "add_rmsnorm normed");
     keep_floats(o, dx, T * H, "rmsnorm_backward dx");
     keep_floats(o, dw, H, "rmsnorm_backward dw");
+    y = floats(T * H), dx = floats(T * H);
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), norm_of(w, true), wb_f32_rows(y)));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), norm_of(w, true), wb_f32_rows(d),
+                                    wb_f32_rows(dx), NULL));
+    keep_floats(o, y, T * H, "rmsnorm_forward, zero-centered");
+    keep_floats(o, dx, T * H, "rmsnorm_backward dx, zero-centered");
     y = floats(T * H / 2), dx = floats(T * H);
     assert_ok(dev->swiglu_forward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(y)));
     assert_ok(dev->swiglu_backward(dev, T, H / 2, wb_f32_rows(x), wb_f32_rows(d), wb_f32_rows(dx)));
@@ -106,9 +114,8 @@ static inline void all_inputs(wb_device *dev, int64_t T, int64_t hd, const int32
                                       .q = wb_f32_rows(q),
                                       .k = wb_f32_rows(k),
                                       .v = wb_f32_rows(v),
-                                      .q_norm = w,
-                                      .k_norm = w,
-                                      .eps = 1e-6f,
+                                      .q_norm = norm_of(w, false),
+                                      .k_norm = norm_of(w, true),
                                       .clip = 0.9f,
                                       .pos = pos,
                                       .cos_table = c,
@@ -328,6 +335,67 @@ static inline void all_matmuls(wb_device *dev, int64_t T, int64_t in, int64_t ou
     free(x), free(w), free(dy);
 }
 
+/* The short convolution, what goes through a gate, and the gated delta rule: whole sequences, forward and
+ * backward, and then the same as runs that begin with a state. */
+static inline void all_recurrent(wb_device *dev, int64_t shortest, wb_delta_heads h, outputs *o) {
+    const batch b = random_batch(3, shortest, 2 * shortest);
+    const int64_t T = b.T, width = wb_delta_width(h), n = T * width, gates = T * h.n_value, W = 4;
+    const int64_t n_o = gates * h.value_dim, state = (int64_t)h.n_value * h.value_dim * h.key_dim;
+    float *x = random_floats(n, -1, 1), *w = random_floats(width * W, -1, 1), *dw = copied(w, width * W);
+    float *qkv = random_floats(n, -1, 1), *dqkv = random_floats(n, -1, 1), *dx = random_floats(n, -1, 1);
+    float *gate = random_floats(2 * gates, -1, 1), *dgate = random_floats(2 * gates, -1, 1);
+    float *of_head = random_floats(2 * h.n_value, -1, 1), *d_of_head = copied(of_head, 2 * h.n_value);
+    float *out = random_floats(n_o, -1, 1), *d = random_floats(n_o, -1, 1), *z = random_floats(n_o, -2, 2);
+    float *y = floats(n_o), *dz = floats(n_o), *checkpoints = floats(wb_delta_checkpoint_floats(T, h));
+    float *norm = random_floats(h.value_dim, -1, 1), *dnorm = copied(norm, h.value_dim);
+    wb_short_conv conv = {whole_of(&b), (int32_t)width, (int32_t)W, w, wb_f32_rows(x)};
+    wb_gated_delta delta = {.of = whole_of(&b),
+                            .heads = h,
+                            .qkv = wb_f32_rows(qkv),
+                            .b = wb_f32_rows(gate),
+                            .a = wb_f32_rows(gate + gates),
+                            .A_log = of_head,
+                            .dt_bias = of_head + h.n_value,
+                            .checkpoints = checkpoints};
+    const wb_rows of_out = wb_f32_rows(out), of_z = wb_f32_rows(z), of_d = wb_f32_rows(d);
+    assert_ok(dev->short_conv_forward(dev, &conv, wb_f32_rows(qkv)));
+    assert_ok(dev->gated_delta_forward(dev, &delta, of_out));
+    assert_ok(dev->gated_rmsnorm_forward(dev, gates, h.value_dim, of_out, norm_of(norm, false), of_z,
+                                         wb_f32_rows(y)));
+    keep(o, qkv, (size_t)n * sizeof *qkv, "short_conv_forward");
+    keep(o, out, (size_t)n_o * sizeof *out, "gated_delta_forward");
+    keep_floats(o, y, n_o, "gated_rmsnorm_forward");
+    assert_ok(dev->gated_rmsnorm_backward(dev, gates, h.value_dim, of_out, norm_of(norm, true), of_z, of_d,
+                                          of_d, wb_f32_rows(dz), dnorm));
+    assert_ok(dev->gated_delta_backward(dev, &delta, of_d, wb_f32_rows(dqkv), wb_f32_rows(dgate),
+                                        wb_f32_rows(dgate + gates), d_of_head, d_of_head + h.n_value));
+    assert_ok(dev->short_conv_backward(dev, &conv, wb_f32_rows(dqkv), wb_f32_rows(dx), dw));
+    keep(o, d, (size_t)n_o * sizeof *d, "gated_rmsnorm_backward dx");
+    keep_floats(o, dnorm, h.value_dim, "gated_rmsnorm_backward dw");
+    keep_floats(o, dqkv, n, "gated_delta_backward dqkv");
+    keep_floats(o, dgate, 2 * gates, "gated_delta_backward db, da");
+    keep_floats(o, d_of_head, 2 * h.n_value, "gated_delta_backward dA_log, ddt_bias");
+    keep_floats(o, dx, n, "short_conv_backward dx");
+    keep_floats(o, dw, width * W, "short_conv_backward dw");
+    assert_ok(dev->sigmoid_gate_forward(dev, gates, h.value_dim, of_d, of_z, h.value_dim, of_d));
+    assert_ok(dev->sigmoid_gate_backward(dev, gates, h.value_dim, of_out, of_z, h.value_dim, of_d,
+                                         wb_f32_rows(dz), of_z));
+    keep_floats(o, dz, n_o, "sigmoid_gate_backward dx");
+    keep_floats(o, z, n_o, "sigmoid_gate_backward dgate");
+    keep_floats(o, d, n_o, "sigmoid_gate_forward");
+    const int64_t kept = (W - 1) * width + state, stride = kept * (int64_t)sizeof(float);
+    float *states = random_floats(b.n_runs * kept, -1, 1);
+    for (int64_t i = 0; i < b.n_runs; i++) b.runs[i].state = (int32_t)(b.n_runs - 1 - i);
+    conv.of.states = (char *)states, delta.of.states = (char *)(states + (W - 1) * width);
+    conv.of.state_stride = delta.of.state_stride = stride;
+    assert_ok(dev->short_conv_forward(dev, &conv, wb_f32_rows(qkv)));
+    assert_ok(dev->gated_delta_forward(dev, &delta, of_out));
+    keep_floats(o, qkv, n, "short_conv_forward from states");
+    keep_floats(o, out, n_o, "gated_delta_forward from states");
+    keep_floats(o, states, b.n_runs * kept, "states");
+    free(x), free(w), free(gate), free(of_head), free(checkpoints), free(norm), free(b.runs);
+}
+
 /* `large`: enough work that every op uses all threads. */
 static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     outputs o = {0};
@@ -335,6 +403,8 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     all_matmuls(dev, large ? 90 : 13, large ? 300 : 37, large ? 200 : 21, &o);
     all_rows(dev, large ? 120 : 7, large ? 500 : 38, &o);
     all_attention(dev, large ? 700 : 19, large ? 32 : 10, &o);
+    all_recurrent(dev, large ? 150 : 5,
+                  large ? (wb_delta_heads){2, 4, 37, 50} : (wb_delta_heads){1, 2, 16, 5}, &o);
     all_routing(dev, large ? 1000 : 9, large ? 64 : 20, 5, large ? 90 : 21, &o);
     all_streams(dev, large ? 300 : 5, large ? 130 : 9, &o);
     all_compressed(dev, large ? 300 : 21, large ? 70 : 5, &o);

@@ -21,8 +21,13 @@ static int64_t *rows_of;           /* [T]: their rows in the pool of blocks of 1
 /* Two choices of each token, [T * CHOICES], whose rows lie backwards; where the one group begins and ends. */
 enum { CHOICES = 2 };
 static int32_t *pair_row, *offsets;
-static wb_sequence_run *runs; /* [2] the sequences */
 static float *choice_weights;
+/* Two sequences and two tokens of padding, for the ops of recurrent layers and of compressors, and the heads
+ * of a gated delta rule. */
+enum { N_RUNS = 2, CONV_WIDTH = 4, KEY_DIM = 6, DELTA_DIM = 13, VALUES = 2 * DELTA_DIM };
+static const wb_delta_heads delta_heads = {1, 2, KEY_DIM, DELTA_DIM}; /* W wide */
+static wb_sequence_run *runs;
+static float *checkpoints;
 
 static void open_sides(void) {
     weights = random_floats(W * DEEP, -1, 1), vector = random_floats(DEEP, -1, 1);
@@ -34,10 +39,10 @@ static void open_sides(void) {
     single = xalloc(2 * T, sizeof *single), blocks = xalloc(2, sizeof *blocks);
     pair_row = xalloc(T * CHOICES, sizeof *pair_row), choice_weights = floats(T * CHOICES);
     offsets = xalloc(2, sizeof *offsets);
-    blocks[0] = 1, blocks[1] = 0;
-    runs = xalloc(2, sizeof *runs);
+    runs = xalloc(N_RUNS, sizeof *runs), checkpoints = floats(wb_delta_checkpoint_floats(T, delta_heads));
     runs[0] = (wb_sequence_run){0, FIRST_LENGTH, -1};
-    runs[1] = (wb_sequence_run){FIRST_LENGTH, T - FIRST_LENGTH, -1};
+    runs[1] = (wb_sequence_run){FIRST_LENGTH, T - 2 - FIRST_LENGTH, -1};
+    blocks[0] = 1, blocks[1] = 0;
     for (int t = 0; t < T; t++) {
         tokens[t] = (int32_t)rng_range(0, V - 1);
         index_of[t] = t * 9 % T; /* 9 and 23 have no common factor */
@@ -49,7 +54,7 @@ static void open_sides(void) {
 static void close_sides(void) {
     free(weights), free(vector), free(half_weights), free(cosines), free(sines);
     free(tokens), free(index_of), free(seq), free(pos), free(rows_of), free(single), free(blocks);
-    free(pair_row), free(choice_weights), free(offsets), free(runs);
+    free(pair_row), free(choice_weights), free(offsets), free(runs), free(checkpoints);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------- */
@@ -92,18 +97,21 @@ OP(embed_backward) {
     return dev->embed_backward(dev, n, W, tokens + begin, r[0], sums);
 }
 OP(norm) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[1]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[1]);
+}
+OP(norm_zero_centered) {
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, true), r[1]);
 }
 OP(norm_in_place) {
-    return dev->rmsnorm_forward(dev, n, W, r[0], vector, 1e-6f, r[0]);
+    return dev->rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[0]);
 }
 OP(norm_backward) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[2], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, false), r[1], r[2], n == T ? sums : NULL);
 }
 OP(norm_backward_in_place) {
 
-    return dev->rmsnorm_backward(dev, n, W, r[0], vector, 1e-6f, r[1], r[1], n == T ? sums : NULL);
+    return dev->rmsnorm_backward(dev, n, W, r[0], norm_of(vector, true), r[1], r[1], n == T ? sums : NULL);
 }
 static inline wb_rope rope_args(int64_t n, wb_rows x) {
     return (wb_rope){.T = n,
@@ -254,16 +262,14 @@ OP(hyper_post_backward_in_place) {
 }
 
 static wb_compress compress_of(int64_t n, const wb_rows *r) {
-    return (wb_compress){.T = n,
+    return (wb_compress){.of = {.T = n, .n_runs = N_RUNS, .runs = runs},
                          .width = W / 2,
                          .ratio = RATIO,
                          .overlaps = true,
                          .values = r[0],
                          .gates = r[1],
                          .bias = weights,
-                         .pos = pos,
-                         .runs = runs,
-                         .n_runs = 2};
+                         .pos = pos};
 }
 OP(compress) {
     const wb_compress args = compress_of(n, r);
@@ -367,6 +373,54 @@ OP(add_gated_in_place) {
     return dev->add_gated_backward(dev, n, W, vector + begin, r[0], r[1], r[0], sums);
 }
 
+OP(gated_norm) {
+    return dev->gated_rmsnorm_forward(dev, n, W, r[0], norm_of(vector, false), r[1], r[2]);
+}
+OP(gated_norm_backward) {
+    return dev->gated_rmsnorm_backward(dev, n, W, r[0], norm_of(vector, true), r[1], r[2], r[3], r[4],
+                                       n == T ? sums : NULL);
+}
+OP(gated_norm_in_place) {
+    return dev->gated_rmsnorm_backward(dev, n, W, r[0], norm_of(vector, false), r[1], r[2], r[2], r[1], NULL);
+}
+OP(sigmoid_gate) {
+    return dev->sigmoid_gate_forward(dev, n, W, r[0], r[1], 2 * W, r[2]);
+}
+OP(sigmoid_gate_backward) {
+    return dev->sigmoid_gate_backward(dev, n, W, r[0], r[1], 2 * W, r[2], r[3], r[4]);
+}
+
+static wb_sequences sequences_of(int64_t n) {
+    return (wb_sequences){.T = n, .n_runs = N_RUNS, .runs = runs};
+}
+OP(short_conv) {
+    const wb_short_conv args = {sequences_of(n), W, CONV_WIDTH, weights, r[0]};
+    return dev->short_conv_forward(dev, &args, r[1]);
+}
+OP(short_conv_backward) {
+    const wb_short_conv args = {sequences_of(n), W, CONV_WIDTH, weights, r[0]};
+    return dev->short_conv_backward(dev, &args, r[1], r[2], sums);
+}
+
+static wb_gated_delta delta_of(int64_t n, const wb_rows *r) {
+    return (wb_gated_delta){.of = sequences_of(n),
+                            .heads = delta_heads,
+                            .qkv = r[0],
+                            .b = r[1],
+                            .a = r[2],
+                            .A_log = vector,
+                            .dt_bias = vector + 2,
+                            .checkpoints = checkpoints};
+}
+OP(gated_delta) {
+    const wb_gated_delta args = delta_of(n, r);
+    return dev->gated_delta_forward(dev, &args, r[3]);
+}
+OP(gated_delta_backward) {
+    const wb_gated_delta args = delta_of(n, r);
+    return dev->gated_delta_backward(dev, &args, r[3], r[4], r[5], r[6], sums, sums + 2);
+}
+
 /* IN is read, OUT written, SUM both. WHOLE: POOL rows, not one of T; FLOAT: f32 whatever the others are. */
 enum { IN = 1, OUT = 2, SUM = IN | OUT, WHOLE = 4, FLOAT = 8 };
 
@@ -402,6 +456,7 @@ static const op_case cases[] = {
     {"embed_forward", run_embed, true, false, false, {{"y", W, OUT}}},
     {"embed_backward", run_embed_backward, false, false, false, {{"dy", W, IN}}},
     {"rmsnorm_forward", run_norm, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
+    {"rmsnorm_forward", run_norm_zero_centered, true, false, false, {{"x", W, IN}, {"y", W, OUT}}},
     {"rmsnorm_forward", run_norm_in_place, true, false, false, {{"x", W, SUM}}},
     {"rmsnorm_backward",
      run_norm_backward,
@@ -477,6 +532,61 @@ static const op_case cases[] = {
      false,
      {{"x", W, IN}, {"dy", W, IN}, {"dx", W, OUT}}},
     {"add_gated_backward", run_add_gated_in_place, false, false, false, {{"x", W, SUM}, {"dy", W, IN}}},
+    {"gated_rmsnorm_forward",
+     run_gated_norm,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"z", W, IN}, {"y", W, OUT}}},
+    {"gated_rmsnorm_backward",
+     run_gated_norm_backward,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"z", W, IN}, {"dy", W, IN}, {"dx", W, OUT}, {"dz", W, OUT}}},
+    {"gated_rmsnorm_backward",
+     run_gated_norm_in_place,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"z", W, SUM}, {"dy", W, SUM}}},
+    {"sigmoid_gate_forward",
+     run_sigmoid_gate,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"gate", 2 * W, IN}, {"y", W, OUT}}},
+    {"sigmoid_gate_backward",
+     run_sigmoid_gate_backward,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"gate", 2 * W, IN}, {"dy", W, IN}, {"dx", W, OUT}, {"dgate", 2 * W, SUM}}},
+    {"short_conv_forward", run_short_conv, false, false, false, {{"x", W, IN}, {"y", W, OUT}}},
+    {"short_conv_backward",
+     run_short_conv_backward,
+     false,
+     false,
+     false,
+     {{"x", W, IN}, {"dy", W, IN}, {"dx", W, OUT}}},
+    {"gated_delta_forward",
+     run_gated_delta,
+     false,
+     false,
+     false,
+     {{"qkv", W, IN}, {"b", 2, IN}, {"a", 2, IN}, {"o", VALUES, OUT}}},
+    {"gated_delta_backward",
+     run_gated_delta_backward,
+     false,
+     false,
+     false,
+     {{"qkv", W, IN},
+      {"b", 2, IN},
+      {"a", 2, IN},
+      {"dout", VALUES, IN},
+      {"dqkv", W, OUT},
+      {"db", 2, OUT},
+      {"da", 2, OUT}}},
     {"attention_forward", run_attention, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward", run_attention_in_blocks, true, false, false, {{"q", W, IN}, KV, {"out", W, OUT}}},
     {"attention_forward",

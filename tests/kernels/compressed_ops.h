@@ -62,25 +62,22 @@ static inline void all_compressed(wb_device *dev, int64_t T, int64_t D, outputs 
         int32_t *pos = xalloc(T, sizeof *pos);
         wb_sequence_run *runs = xalloc(SEQS, sizeof *runs);
         char *states = xalloc(SEQS, (size_t)stride);
-        wb_compress args = {.T = T,
-                            .width = D,
-                            .ratio = RATIO,
-                            .overlaps = overlaps == 1,
-                            .values = wb_f32_rows(values),
-                            .gates = wb_f32_rows(gates),
-                            .bias = bias,
-                            .pos = pos,
-                            .runs = runs,
-                            .n_runs = SEQS,
-                            .states = states,
-                            .state_stride = stride};
+        wb_compress args = {
+            .of = {.T = T, .n_runs = SEQS, .runs = runs, .states = states, .state_stride = stride},
+            .width = D,
+            .ratio = RATIO,
+            .overlaps = overlaps == 1,
+            .values = wb_f32_rows(values),
+            .gates = wb_f32_rows(gates),
+            .bias = bias,
+            .pos = pos};
         for (int part = 0; part < 3; part++) {
             const int32_t first = part == 1 ? cut : 0, n = part == 0 ? cut : length - first;
             for (int32_t i = 0; i < SEQS; i++) {
                 runs[i] = (wb_sequence_run){i * n, n, SEQS - 1 - i};
                 for (int32_t j = 0; j < n; j++) pos[i * n + j] = first + j;
             }
-            if (part == 2) args.states = NULL;
+            if (part == 2) args.of.states = NULL;
             assert_ok(dev->compress_forward(dev, &args, wb_f32_rows(entries)));
             keep(o, entries, (size_t)(T * D) * sizeof *entries, "compress_forward");
             keep(o, states, (size_t)(SEQS * stride), "compress_forward states");

@@ -5,7 +5,7 @@
 
 #include "ops_test.h"
 
-enum { MAX_PIECES = 160 };
+enum { MAX_PIECES = 256 };
 
 typedef struct outputs {
     uint8_t *bytes;

@@ -70,6 +70,10 @@ static inline wb_weight matrix(const void *data, wb_dtype dtype, int64_t rows, i
     return (wb_weight){(void *)data, dtype, rows, cols};
 }
 
+static inline wb_norm norm_of(const float *w, bool zero_centered) {
+    return (wb_norm){w, 1e-6f, zero_centered};
+}
+
 /* ---- devices --------------------------------------------------------------------------------- */
 
 static inline wb_device *open_cpu(int threads) {

@@ -50,12 +50,12 @@ static void run_rows(const trial *t) {
     const float *table = zeros(t->most.head_dim, sizeof *table);
     assert_ok(dev->embed_forward(dev, T, index, weight_of(3, H), x));
     BACKWARD(t, dev->embed_backward(dev, T, H, index, x, zeros(3 * H, sizeof(float))));
-    assert_ok(dev->rmsnorm_forward(dev, T, H, x, vector, 1e-6f, y));
-    BACKWARD(t, dev->rmsnorm_backward(dev, T, H, x, vector, 1e-6f, y, y, vector));
+    assert_ok(dev->rmsnorm_forward(dev, T, H, x, norm_of(vector, false), y));
+    BACKWARD(t, dev->rmsnorm_backward(dev, T, H, x, norm_of(vector, false), y, y, vector));
     for (int whole = 0; whole < 2; whole++) {
         const int64_t n = whole ? T : T * t->most.n_heads, width = whole ? t->q : t->most.head_dim;
-        assert_ok(dev->rmsnorm_forward(dev, n, width, q, vector, 1e-6f, q));
-        BACKWARD(t, dev->rmsnorm_backward(dev, n, width, q, vector, 1e-6f, q, q, vector));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, q, norm_of(vector, false), q));
+        BACKWARD(t, dev->rmsnorm_backward(dev, n, width, q, norm_of(vector, false), q, q, vector));
     }
     const wb_rope rope = {.T = T,
                           .n_heads = t->most.n_heads,
@@ -67,7 +67,7 @@ static void run_rows(const trial *t) {
                           .x = q};
     assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->add(dev, T * H, x, y));
-    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, vector, 1e-6f, rows_of(t, T, H)));
+    assert_ok(dev->add_rmsnorm(dev, T, H, x, y, norm_of(vector, false), rows_of(t, T, H)));
     const wb_attention_inputs inputs = {.T = T,
                                         .n_heads = t->most.n_heads,
                                         .n_kv_heads = t->most.n_kv_heads,
@@ -201,16 +201,14 @@ static void run_entries(const trial *t) {
     float *sinks = zeros(t->most.n_heads, sizeof *sinks);
     runs[0] = (wb_sequence_run){0, (int32_t)T, -1};
     for (int32_t i = 0; i < T; i++) blocks[i] = pos[i] = i;
-    const wb_compress compress = {.T = T,
+    const wb_compress compress = {.of = {.T = T, .n_runs = 1, .runs = runs},
                                   .width = C / 2,
                                   .ratio = RATIO,
                                   .overlaps = true,
                                   .values = rows_of(t, T, C),
                                   .gates = rows_of(t, T, C),
                                   .bias = zeros(RATIO * C, sizeof(float)),
-                                  .pos = pos,
-                                  .runs = runs,
-                                  .n_runs = 1};
+                                  .pos = pos};
     const wb_indexer indexer = {.T = T,
                                 .n_heads = t->most.index_heads,
                                 .head_dim = t->most.index_dim,
@@ -329,6 +327,38 @@ static void run_other_experts(const trial *t) {
     assert_ok(dev->add_gated_backward(dev, T, H, gate, x, y, x, gate));
 }
 
+/* One sequence. */
+static void run_recurrent(const trial *t) {
+    wb_device *dev = t->dev;
+    const wb_delta_heads h = t->most.delta;
+    const int64_t T = t->most.tokens, width = wb_delta_width(h), rows = T * h.n_value;
+    wb_sequence_run *run = zeros(1, sizeof *run);
+    *run = (wb_sequence_run){0, (int32_t)T, -1};
+    const wb_sequences of = {.T = T, .n_runs = 1, .runs = run};
+    const wb_rows qkv = rows_of(t, T, width), gate = rows_of(t, T, h.n_value),
+                  o = rows_of(t, rows, h.value_dim), z = rows_of(t, rows, h.value_dim);
+    float *vector = zeros(4 * width, sizeof *vector);
+    const wb_short_conv conv = {of, (int32_t)width, 4, vector, qkv};
+    const wb_gated_delta delta = {.of = of,
+                                  .heads = h,
+                                  .qkv = qkv,
+                                  .b = gate,
+                                  .a = gate,
+                                  .A_log = vector,
+                                  .dt_bias = vector,
+                                  .checkpoints = zeros(wb_delta_checkpoint_floats(T, h), sizeof(float))};
+    assert_ok(dev->short_conv_forward(dev, &conv, rows_of(t, T, width)));
+    BACKWARD(t, dev->short_conv_backward(dev, &conv, qkv, rows_of(t, T, width), vector));
+    assert_ok(dev->gated_delta_forward(dev, &delta, o));
+    BACKWARD(t, dev->gated_delta_backward(dev, &delta, o, rows_of(t, T, width), rows_of(t, T, h.n_value),
+                                          rows_of(t, T, h.n_value), vector, vector));
+    assert_ok(dev->gated_rmsnorm_forward(dev, rows, h.value_dim, o, norm_of(vector, false), z, o));
+    BACKWARD(t, dev->gated_rmsnorm_backward(dev, rows, h.value_dim, o, norm_of(vector, false), z, o, o, z,
+                                            vector));
+    assert_ok(dev->sigmoid_gate_forward(dev, rows, h.value_dim, o, z, h.value_dim, o));
+    BACKWARD(t, dev->sigmoid_gate_backward(dev, rows, h.value_dim, o, z, h.value_dim, o, o, z));
+}
+
 static void run_sampling(const trial *t) {
     enum { ROWS = SAMPLED };
     wb_device *dev = t->dev;
@@ -351,12 +381,13 @@ static void run_sampling(const trial *t) {
 
 /* Each trial has one size that is large, so that each op's need is once more than the others'. */
 static wb_op_sizes random_sizes(int number) {
-    enum { TOKENS, KEYS, EXPERTS, VOCABULARY, SUMMED, GROUPS, N_LARGE };
+    enum { TOKENS, KEYS, EXPERTS, VOCABULARY, SUMMED, GROUPS, STATES, N_LARGE };
     const int large = number % N_LARGE;
     const int32_t kv = (int32_t)rng_range(1, 3), E = (int32_t)rng_range(4, large == EXPERTS ? 65536 : 40);
     /* And one width that is, or those of an expert's rows. */
     const int64_t wide = rng_range(0, 4);
 #define WIDTH(i) (wide == (i) || (wide == 4 && (i) % 2 == 0) ? rng_range(100, 200) : rng_range(1, 12))
+    const int32_t key_heads = (int32_t)rng_range(1, 3), most_dim = large == STATES ? 160 : 12;
     const bool grouped = large == EXPERTS && rng_range(0, 1) == 1;
     wb_op_sizes s = {.tokens = rng_range(1, large == TOKENS ? 600 : 30),
                      .hidden = WIDTH(0),
@@ -366,6 +397,8 @@ static wb_op_sizes random_sizes(int number) {
                      .n_kv_heads = kv,
                      .head_dim = 2 * (int32_t)WIDTH(3) / 4 + 2,
                      .value_dim = (int32_t)WIDTH(3) / 4 + 1,
+                     .delta = {key_heads, key_heads * (int32_t)rng_range(1, 3),
+                               (int32_t)rng_range(1, most_dim), (int32_t)rng_range(1, most_dim)},
                      .keys = rng_range(1, large == KEYS ? 6000 : 40),
                      .index_heads = (int32_t)rng_range(1, 4),
                      .index_dim = (int32_t)WIDTH(3) / 4 + 1,
@@ -392,9 +425,9 @@ static wb_op_sizes random_sizes(int number) {
 
 /* All of them, one after the other, and how many they are. */
 typedef void scratch_family(const trial *t);
-static scratch_family *const families[] = {run_streams,       run_entries,   run_rows,   run_products,
-                                           run_head,          run_attention, run_router, run_experts,
-                                           run_other_experts, run_sampling};
+static scratch_family *const families[] = {run_rows,          run_products,  run_head,    run_attention,
+                                           run_streams,       run_entries,   run_router,  run_experts,
+                                           run_other_experts, run_recurrent, run_sampling};
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static inline trial random_trial(int number) {

@@ -82,12 +82,12 @@ static void dgrad_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
 }
 
 static void norm_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(
-        dev->rmsnorm_forward(dev, n, W, wb_f32_rows(x + begin * W), w, 1e-6f, wb_f32_rows(out + begin * W)));
+    assert_ok(dev->rmsnorm_forward(dev, n, W, wb_f32_rows(x + begin * W), norm_of(w, false),
+                                   wb_f32_rows(out + begin * W)));
 }
 
 static void norm_backward_rows(wb_device *dev, int64_t begin, int64_t n, float *out) {
-    assert_ok(dev->rmsnorm_backward(dev, n, W, wb_f32_rows(x + begin * W), w, 1e-6f,
+    assert_ok(dev->rmsnorm_backward(dev, n, W, wb_f32_rows(x + begin * W), norm_of(w, false),
                                     wb_f32_rows(d + begin * W), wb_f32_rows(out + begin * W), NULL));
 }
 

@@ -78,8 +78,9 @@ static void test_nothing_to_do(void **state) {
     wb_adamw hyper = {.step = 1};
     assert_ok(dev->embed_forward(dev, 0, index, matrix(x, WB_F32, 1, 4), wb_f32_rows(x)));
     assert_ok(dev->embed_backward(dev, 0, 4, index, wb_f32_rows(x), x));
-    assert_ok(dev->rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x)));
-    assert_ok(dev->rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), x, 1e-6f, wb_f32_rows(x), wb_f32_rows(x), x));
+    assert_ok(dev->rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x)));
+    assert_ok(dev->rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x),
+                                    wb_f32_rows(x), x));
     const wb_rope rope = {.n_heads = 1,
                           .head_dim = 4,
                           .rot_dim = 4,
@@ -89,7 +90,27 @@ static void test_nothing_to_do(void **state) {
                           .x = wb_f32_rows(x)};
     assert_ok(dev->rope(dev, &rope));
     assert_ok(dev->copy_columns(dev, 0, 4, wb_f32_rows(x), 4, wb_f32_rows(x), 4));
-    assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), x, 1.0f, wb_f32_rows(x)));
+    assert_ok(dev->add_rmsnorm(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x)));
+    assert_ok(dev->gated_rmsnorm_forward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x),
+                                         wb_f32_rows(x)));
+    assert_ok(dev->gated_rmsnorm_backward(dev, 0, 4, wb_f32_rows(x), norm_of(x, false), wb_f32_rows(x),
+                                          wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x), x));
+    assert_ok(dev->sigmoid_gate_forward(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), 4, wb_f32_rows(x)));
+    assert_ok(dev->sigmoid_gate_backward(dev, 0, 4, wb_f32_rows(x), wb_f32_rows(x), 4, wb_f32_rows(x),
+                                         wb_f32_rows(x), wb_f32_rows(x)));
+    const wb_short_conv conv = {.channels = 1, .width = 1, .w = x, .x = wb_f32_rows(x)};
+    assert_ok(dev->short_conv_forward(dev, &conv, wb_f32_rows(x)));
+    assert_ok(dev->short_conv_backward(dev, &conv, wb_f32_rows(x), wb_f32_rows(x), x));
+    const wb_gated_delta delta = {.heads = {1, 1, 1, 1},
+                                  .qkv = wb_f32_rows(x),
+                                  .b = wb_f32_rows(x),
+                                  .a = wb_f32_rows(x),
+                                  .A_log = x,
+                                  .dt_bias = x,
+                                  .checkpoints = x};
+    assert_ok(dev->gated_delta_forward(dev, &delta, wb_f32_rows(x)));
+    assert_ok(dev->gated_delta_backward(dev, &delta, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),
+                                        wb_f32_rows(x), x, x));
     assert_ok(dev->kv_write(dev, 0, 4, wb_f32_rows(x), counts, (wb_rows){x, WB_F32}));
     assert_ok(dev->attention_forward(dev, &attention, wb_f32_rows(x)));
     assert_ok(dev->attention_backward(dev, &attention, wb_f32_rows(x), wb_f32_rows(x), wb_f32_rows(x),

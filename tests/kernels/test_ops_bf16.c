@@ -149,12 +149,12 @@ static void check_norm_parts(wb_device *cpu, int64_t n, int64_t width) {
         float *const part = copied(expected, width);
         for (int64_t i = 0; i < width && at > 0; i++) part[i] = 0;
         assert_ok(cpu->rmsnorm_backward(cpu, n - at < PART ? n - at : PART, width,
-                                        wb_rows_from(x, at * width), scale, 1e-6f,
+                                        wb_rows_from(x, at * width), norm_of(scale, false),
                                         wb_rows_from(dy, at * width), dx, part));
         for (int64_t i = 0; i < width; i++) expected[i] = at > 0 ? expected[i] + part[i] : part[i];
         free(part);
     }
-    assert_ok(cuda->rmsnorm_backward(cuda, n, width, x, scale, 1e-6f, dy, dx, found));
+    assert_ok(cuda->rmsnorm_backward(cuda, n, width, x, norm_of(scale, false), dy, dx, found));
     assert_same_bits(found, expected, width, "dw of rmsnorm_backward");
     free(scale), free(found), free(expected), free(x.data), free(dy.data), free(dx.data);
 }

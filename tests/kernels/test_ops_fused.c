@@ -39,11 +39,12 @@ static void assert_same_rows(wb_rows expected, wb_rows found, int64_t n, const c
 static void check_add_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_dtype dtype) {
     const int64_t all = n * width;
     float *w = random_floats(width, -1, 1);
+    const wb_norm norm = norm_of(w, rng_range(0, 1) == 1);
     const wb_rows x = random_rows(all, dtype), y = random_rows(all, dtype), normed = random_rows(all, dtype);
     const wb_rows own_x = copy_of(x, all), sum = copy_of(y, all), own_normed = copy_of(normed, all);
     assert_ok(dev->add(dev, all, x, sum));
-    assert_ok(dev->rmsnorm_forward(dev, n, width, sum, w, 1e-6f, own_normed));
-    assert_ok(dev->add_rmsnorm(dev, n, width, x, y, w, 1e-6f, normed));
+    assert_ok(dev->rmsnorm_forward(dev, n, width, sum, norm, own_normed));
+    assert_ok(dev->add_rmsnorm(dev, n, width, x, y, norm, normed));
     assert_same_rows(sum, y, all, "add_rmsnorm y");
     assert_same_rows(own_normed, normed, all, "add_rmsnorm normed");
     assert_same_rows(own_x, x, all, "add_rmsnorm x");
@@ -82,7 +83,6 @@ static heads_case open_case(wb_dtype dtype, wb_dtype cache) {
                              .n_kv_heads = (int32_t)rng_range(1, 3),
                              .head_dim = (int32_t)rng_range(1, 40),
                              .norm_whole = rng_range(0, 1) == 1,
-                             .eps = 1e-6f,
                              .clip = rng_range(0, 1) == 1 ? 1.7f : 0}};
     wb_attention_inputs *a = &c.args;
     a->n_heads = a->n_kv_heads * (int32_t)rng_range(1, 4);
@@ -100,7 +100,9 @@ static heads_case open_case(wb_dtype dtype, wb_dtype cache) {
     fill_places(&c, a->T);
     const bool has_norm = rng_range(0, 3) > 0;
     a->q = c.fused.q, a->k = c.fused.k, a->v = c.fused.v;
-    a->q_norm = has_norm ? c.norms[0] : NULL, a->k_norm = has_norm ? c.norms[1] : NULL;
+    const bool zero_centered = rng_range(0, 1) == 1;
+    a->q_norm = norm_of(has_norm ? c.norms[0] : NULL, zero_centered);
+    a->k_norm = norm_of(has_norm ? c.norms[1] : NULL, zero_centered);
     a->pos = c.pos, a->cos_table = c.cosines, a->sin_table = c.sines;
     a->rows = rng_range(0, 4) > 0 ? c.rows : NULL;
     a->k_cache = c.fused.k_cache, a->v_cache = c.fused.v_cache;
@@ -117,10 +119,10 @@ static void close_case(heads_case *c) {
 }
 
 /* q, k or v, step by step. */
-static void run_steps(wb_device *dev, const wb_attention_inputs *a, int32_t heads, const float *norm,
-                      bool rotates, wb_rows x) {
+static void run_steps(wb_device *dev, const wb_attention_inputs *a, int32_t heads, wb_norm norm, bool rotates,
+                      wb_rows x) {
     const int64_t width = (int64_t)heads * a->head_dim, of_norm = a->norm_whole ? width : a->head_dim;
-    if (norm) assert_ok(dev->rmsnorm_forward(dev, a->T * width / of_norm, of_norm, x, norm, a->eps, x));
+    if (norm.w) assert_ok(dev->rmsnorm_forward(dev, a->T * width / of_norm, of_norm, x, norm, x));
     if (a->clip > 0) assert_ok(dev->clamp(dev, a->T * width, a->clip, x));
     const wb_rope rope = {.T = a->T,
                           .n_heads = heads,
@@ -139,7 +141,7 @@ static void check_prepare(wb_device *dev, wb_dtype dtype, wb_dtype cache) {
     const side *s = &c.chain;
     run_steps(dev, a, a->n_heads, a->q_norm, true, s->q);
     run_steps(dev, a, a->n_kv_heads, a->k_norm, true, s->k);
-    run_steps(dev, a, a->n_kv_heads, NULL, false, s->v);
+    run_steps(dev, a, a->n_kv_heads, (wb_norm){0}, false, s->v);
     if (a->rows) {
         assert_ok(dev->kv_write(dev, a->T, c.kv, s->k, a->rows, s->k_cache));
         assert_ok(dev->kv_write(dev, a->T, c.kv, s->v, a->rows, s->v_cache));
@@ -201,7 +203,7 @@ static void test_odd_operands_are_refused(void **state) {
     a.k_cache.dtype = WB_BF16, a.v.dtype = WB_F32;
     refuse(dev, &a, "attention_prepare: v: expected bf16 like q, found f32");
     const wb_rows floats_of = wb_f32_rows(c.norms[0]);
-    assert_int_equal(dev->add_rmsnorm(dev, 1, 1, floats_of, a.q, c.norms[0], 0, floats_of),
+    assert_int_equal(dev->add_rmsnorm(dev, 1, 1, floats_of, a.q, norm_of(c.norms[0], false), floats_of),
                      WB_INVALID_ARGUMENT);
     assert_string_equal(wb_error_message(), "add_rmsnorm: y: expected f32 like x, found bf16");
     close_case(&c);

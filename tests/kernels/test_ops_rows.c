@@ -68,7 +68,7 @@ static void test_cast_kv_write_gather_scatter(void **state) {
 
 typedef struct norm_case {
     int64_t n, width;
-    double eps;
+    double eps, offset; /* offset: what is added to w */
     const float *x, *w, *dy;
 } norm_case;
 
@@ -76,7 +76,7 @@ static double norm_element(const norm_case *c, const double *x, const double *w,
     int64_t row = i / c->width * c->width;
     double sum = 0.0;
     for (int64_t j = 0; j < c->width; j++) sum += x[row + j] * x[row + j];
-    return x[i] / sqrt(sum / (double)c->width + c->eps) * w[i % c->width];
+    return x[i] / sqrt(sum / (double)c->width + c->eps) * (w[i % c->width] + c->offset);
 }
 
 /* x is followed by w. */
@@ -92,28 +92,30 @@ static void test_rmsnorm(void **state) {
     (void)state;
     wb_device *dev = open_cpu(2);
     const int64_t widths[] = {1, 5, 16, 37, 64};
-    for (int round = 0; round < 5; round++) {
-        int64_t n = rng_range(1, 5), width = widths[round], count = n * width;
+    for (int round = 0; round < 10; round++) {
+        const bool zero_centered = round >= 5;
+        int64_t n = rng_range(1, 5), width = widths[round % 5], count = n * width;
         float *xw = random_floats(count + width, -2, 2), *w = xw + count, *y = floats(count);
         float *dy = random_floats(count, -1, 1), *grad = floats(count + width), *dw = grad + count;
         for (int64_t i = 0; i < count; i++)
             xw[i] += xw[i] < 0.0f ? -0.5f : 0.5f; /* a row of about 0 has no slope */
-        norm_case c = {n, width, 1e-6, xw, w, dy};
+        const wb_norm norm = norm_of(w, zero_centered);
+        norm_case c = {n, width, 1e-6, zero_centered, xw, w, dy};
         double *x2 = doubles(xw, count + width);
-        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(y)));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(y)));
         for (int64_t i = 0; i < count; i++)
             assert_close(y[i], norm_element(&c, x2, x2 + count, i),
                          ((double)width + 8) * u * fabs((double)y[i]) + 1e-30, "rmsnorm", i);
         float *base = floats(count + width);
         for (int64_t i = 0; i < width; i++) base[count + i] = dw[i] = rng_uniform(-1, 1);
-        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(dy),
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(dy),
                                         wb_f32_rows(grad), dw));
         check_gradient(norm_loss, &c, xw, count + width, grad, base, 4e-6, "rmsnorm_backward");
         float *in_place = copied(dy, count); /* dx may be dy, dw may be NULL */
-        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(in_place),
+        assert_ok(dev->rmsnorm_backward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(in_place),
                                         wb_f32_rows(in_place), NULL));
         assert_same_bits(in_place, grad, count, "rmsnorm_backward in place");
-        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), w, 1e-6f, wb_f32_rows(xw)));
+        assert_ok(dev->rmsnorm_forward(dev, n, width, wb_f32_rows(xw), norm, wb_f32_rows(xw)));
         assert_same_bits(xw, y, count, "rmsnorm in place");
         free(xw), free(y), free(dy), free(grad), free(x2), free(base), free(in_place);
     }

@@ -165,14 +165,13 @@ static wb_status fail_here(void) {
     return wb_fail(WB_DEVICE, "planted");
 }
 
-static wb_status counted_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x, const float *w, float eps,
-                                 wb_rows y) {
-    return calls++ == failing_call ? fail_here() : real_rmsnorm(dev, T, H, x, w, eps, y);
+static wb_status counted_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x, wb_norm norm, wb_rows y) {
+    return calls++ == failing_call ? fail_here() : real_rmsnorm(dev, T, H, x, norm, y);
 }
 
-static wb_status counted_add_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x, wb_rows y,
-                                     const float *w, float eps, wb_rows normed) {
-    return calls++ == failing_call ? fail_here() : real_add_rmsnorm(dev, T, H, x, y, w, eps, normed);
+static wb_status counted_add_rmsnorm(wb_device *dev, int64_t T, int64_t H, wb_rows x, wb_rows y, wb_norm norm,
+                                     wb_rows normed) {
+    return calls++ == failing_call ? fail_here() : real_add_rmsnorm(dev, T, H, x, y, norm, normed);
 }
 
 static wb_status counted_prepare(wb_device *dev, const wb_attention_inputs *args) {

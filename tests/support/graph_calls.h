@@ -18,11 +18,11 @@ enum { GRAPH_CALLS = 512, GRAPH_PRODUCTS = 4, GRAPH_WORDS = 8, GRAPH_SAID = 80, 
 typedef struct graph_call {
     wb_op op;
     uint64_t words[GRAPH_WORDS];
-    float number;
     wb_rows rows[3];
     union {
         wb_matmul products[GRAPH_PRODUCTS];
         wb_attention attention;
+        wb_norm norm;
         wb_attention_inputs inputs;
         wb_topk topk;
         wb_router router;
@@ -69,9 +69,9 @@ static wb_status graph_do(wb_device *dev, const graph_call *c) {
     case WB_OP_embed_forward:
         return real->embed_forward(dev, NUM(0), PTR(1), c->args.weight, c->rows[0]);
     case WB_OP_rmsnorm_forward:
-        return real->rmsnorm_forward(dev, NUM(0), NUM(1), c->rows[0], PTR(2), c->number, c->rows[1]);
+        return real->rmsnorm_forward(dev, NUM(0), NUM(1), c->rows[0], c->args.norm, c->rows[1]);
     case WB_OP_add_rmsnorm:
-        return real->add_rmsnorm(dev, NUM(0), NUM(1), c->rows[0], c->rows[1], PTR(2), c->number, c->rows[2]);
+        return real->add_rmsnorm(dev, NUM(0), NUM(1), c->rows[0], c->rows[1], c->args.norm, c->rows[2]);
     case WB_OP_gather_rows:
         return real->gather_rows(dev, NUM(0), NUM(1), PTR(2), c->rows[0], c->rows[1]);
     case WB_OP_swiglu_forward:
@@ -130,6 +130,7 @@ static void graph_say(graph_call *c, const uint64_t *words, int n) {
     graph_say(c, (const uint64_t[]){__VA_ARGS__}, \
               (int)(sizeof((const uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)))
 #define ROWS(r) ADDRESS((r).data), WORD((r).dtype)
+#define NORM(n) ADDRESS((n).w), graph_bits((n).eps), WORD((n).zero_centered)
 #define IDS(i) ADDRESS((i).data), WORD((i).dtype), WORD((i).stride)
 
 static uint64_t graph_bits(float value) {
@@ -157,8 +158,8 @@ static void graph_say_attention(graph_call *c) {
 static void graph_say_inputs(graph_call *c) {
     const wb_attention_inputs *a = &c->args.inputs;
     SAY(WORD(a->T), WORD(a->n_heads), WORD(a->n_kv_heads), WORD(a->head_dim), WORD(a->rot_dim));
-    SAY(ROWS(a->q), ROWS(a->k), ROWS(a->v), ADDRESS(a->q_norm), ADDRESS(a->k_norm), WORD(a->norm_whole));
-    SAY(graph_bits(a->eps), graph_bits(a->clip), ADDRESS(a->pos), ADDRESS(a->cos_table));
+    SAY(ROWS(a->q), ROWS(a->k), ROWS(a->v), WORD(a->norm_whole));
+    SAY(NORM(a->q_norm), NORM(a->k_norm), graph_bits(a->clip), ADDRESS(a->pos), ADDRESS(a->cos_table));
     SAY(ADDRESS(a->sin_table), ADDRESS(a->rows), ROWS(a->k_cache), ROWS(a->v_cache));
 }
 
@@ -196,10 +197,10 @@ static void graph_say_mailboxes(graph_call *c) {
 }
 
 static void graph_say_all(graph_call *c) {
-    SAY(WORD(c->op), graph_bits(c->number), IDS(c->ids), ROWS(c->rows[0]), ROWS(c->rows[1]),
-        ROWS(c->rows[2]));
+    SAY(WORD(c->op), IDS(c->ids), ROWS(c->rows[0]), ROWS(c->rows[1]), ROWS(c->rows[2]));
     graph_say(c, c->words, GRAPH_WORDS);
     if (c->op == WB_OP_matmul) graph_say_products(c);
+    if (c->op == WB_OP_rmsnorm_forward || c->op == WB_OP_add_rmsnorm) SAY(NORM(c->args.norm));
     if (c->op == WB_OP_attention_forward) graph_say_attention(c);
     if (c->op == WB_OP_attention_prepare) graph_say_inputs(c);
     if (c->op == WB_OP_topk) graph_say_topk(c);
@@ -222,6 +223,7 @@ static inline bool graph_same(const graph_log *a, const graph_log *b) {
 #undef SAY
 #undef ROWS
 #undef IDS
+#undef NORM
 
 /* Written down and, outside of a capture, done. */
 static wb_status graph_take(wb_device *dev, graph_call *c) {

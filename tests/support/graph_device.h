@@ -32,18 +32,17 @@ static wb_status graph_embed(wb_device *dev, int64_t T, const int32_t *tokens, w
     c.words[0] = WORD(T), c.words[1] = ADDRESS(tokens), c.args.weight = table, c.rows[0] = y;
     return TAKE();
 }
-static wb_status graph_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows x, const float *w, float eps,
-                               wb_rows y) {
+static wb_status graph_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_norm norm, wb_rows y) {
     graph_call c = graph_blank(WB_OP_rmsnorm_forward);
-    c.words[0] = WORD(n), c.words[1] = WORD(width), c.words[2] = ADDRESS(w);
-    c.number = eps, c.rows[0] = x, c.rows[1] = y;
+    c.words[0] = WORD(n), c.words[1] = WORD(width), c.args.norm = norm;
+    c.rows[0] = x, c.rows[1] = y;
     return TAKE();
 }
 static wb_status graph_add_rmsnorm(wb_device *dev, int64_t n, int64_t width, wb_rows x, wb_rows y,
-                                   const float *w, float eps, wb_rows normed) {
+                                   wb_norm norm, wb_rows normed) {
     graph_call c = graph_blank(WB_OP_add_rmsnorm);
-    c.words[0] = WORD(n), c.words[1] = WORD(width), c.words[2] = ADDRESS(w);
-    c.number = eps, c.rows[0] = x, c.rows[1] = y, c.rows[2] = normed;
+    c.words[0] = WORD(n), c.words[1] = WORD(width), c.args.norm = norm;
+    c.rows[0] = x, c.rows[1] = y, c.rows[2] = normed;
     return TAKE();
 }
 static wb_status graph_gather(wb_device *dev, int64_t n, int64_t width, const int32_t *index, wb_rows in,

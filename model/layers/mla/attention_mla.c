@@ -85,8 +85,8 @@ static wb_status norm(const wb_mla *m, int64_t T, int64_t width, int32_t weight,
                       const wb_buffer *normed) {
     const wb_model *model = m->model;
     wb_device *dev = model->device;
-    return dev->rmsnorm_forward(dev, T, width, wb_activations(model, raw), wb_model_vector(model, weight),
-                                WB_MLA_EPS, wb_activations(model, normed));
+    return dev->rmsnorm_forward(dev, T, width, wb_activations(model, raw), wb_mla_norm(model, weight),
+                                wb_activations(model, normed));
 }
 
 /* From x what the latents and q are made of, and q. */

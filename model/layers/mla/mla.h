@@ -16,9 +16,6 @@
 
 #include "layers/layer.h"
 
-/* Of the norms of q_a's and kv_a's outputs, whatever the model's other norms have. */
-#define WB_MLA_EPS 1e-6f
-
 /* Parameters; -1: the model has none. */
 typedef struct wb_mla_weights {
     int32_t q;             /* [nh d, H], or behind q_a and its norm [nh d, q_rank] */
@@ -61,6 +58,11 @@ static inline wb_mla_widths wb_mla_widths_of(const wb_config *c) {
                            .q_latent = n_heads * latent,
                            .mixed = n_heads * c->mla.kv_rank,
                            .values = n_heads * c->mla.value_dim};
+}
+
+/* A norm of q_a's or kv_a's output, whose eps is this whatever the model's other norms have. */
+static inline wb_norm wb_mla_norm(const wb_model *model, int32_t param) {
+    return (wb_norm){wb_model_vector(model, param), 1e-6f, false};
 }
 
 /* ---- weights, and a product a head (mla_heads.c) --------------------------------------------- */

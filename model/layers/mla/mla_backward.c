@@ -47,7 +47,7 @@ static wb_status low_rank_backward(const wb_mla *m, const wb_mla_weights *w, int
                               wb_matmul_dgrad(T, dq, wb_model_weight(model, w->q), dlow, false)};
     WB_TRY(dev->matmul(dev, 2, list));
     return dev->rmsnorm_backward(dev, T, rank, wb_activations(model, &m->q_low),
-                                 wb_model_vector(model, w->q_norm), WB_MLA_EPS, dlow, dlow, grads[w->q_norm]);
+                                 wb_mla_norm(model, w->q_norm), dlow, dlow, grads[w->q_norm]);
 }
 
 /* dq from dq_latent, then dx (=). */
@@ -86,8 +86,8 @@ static wb_status latents_backward(const wb_mla *m, const wb_mla_weights *w, cons
     WB_TRY(wb_mla_rotate(m, pass, 1, W, true, dlatent));
     WB_TRY(dev->copy_columns(dev, T, rank, dlatent, W, of_keys, rank));
     WB_TRY(dev->add(dev, T * rank, of_keys, dc));
-    WB_TRY(dev->rmsnorm_backward(dev, T, rank, wb_activations(model, &m->c),
-                                 wb_model_vector(model, w->kv_norm), WB_MLA_EPS, dc, dc, grads[w->kv_norm]));
+    WB_TRY(dev->rmsnorm_backward(dev, T, rank, wb_activations(model, &m->c), wb_mla_norm(model, w->kv_norm),
+                                 dc, dc, grads[w->kv_norm]));
     wb_matmul list[] = {wb_matmul_wgrad(T, H, rank, dc, x, grads[w->kv_a]),
                         wb_matmul_wgrad(T, H, rope, dk, x, grads[w->kv_a] + rank * H),
                         wb_matmul_dgrad(T, dc, wb_mla_c_weight(m, w), dx, true)};

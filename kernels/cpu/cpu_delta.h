@@ -1,0 +1,65 @@
+/* cpu_delta.h - a token of a gated delta rule in one head, which the forward and the backward, that computes
+ * it again, share. */
+#ifndef WB_CPU_DELTA_H
+#define WB_CPU_DELTA_H
+
+#include "cpu/cpu_recurrent.h"
+#include "delta_rules.h"
+
+/* Queries and keys of one token and key head: divided by their lengths, and the query scaled. */
+typedef struct delta_keys {
+    float *q, *k;                      /* [key_dim] */
+    float inverse_q, inverse_k, scale; /* what they were multiplied by */
+} delta_keys;
+
+/* Elements of qkv before the query, the key and the value of a token's head. */
+static inline int64_t delta_query_at(const wb_gated_delta *a, int64_t t, int64_t key_head) {
+    return t * wb_delta_width(a->heads) + key_head * a->heads.key_dim;
+}
+static inline int64_t delta_key_at(const wb_gated_delta *a, int64_t t, int64_t key_head) {
+    return delta_query_at(a, t, a->heads.n_key + key_head);
+}
+static inline int64_t delta_value_at(const wb_gated_delta *a, int64_t t, int64_t head) {
+    return delta_query_at(a, t, 2 * (int64_t)a->heads.n_key) + head * a->heads.value_dim;
+}
+
+static inline void delta_load_keys(const wb_gated_delta *a, int64_t t, int64_t key_head, delta_keys *keys) {
+    const int64_t dim = a->heads.key_dim;
+    rows_load(a->qkv, delta_query_at(a, t, key_head), dim, keys->q);
+    rows_load(a->qkv, delta_key_at(a, t, key_head), dim, keys->k);
+    keys->inverse_q = wb_delta_inverse_length(row_dot(keys->q, keys->q, dim));
+    keys->inverse_k = wb_delta_inverse_length(row_dot(keys->k, keys->k, dim));
+    keys->scale = wb_delta_query_scale(a->heads.key_dim);
+    for (int64_t i = 0; i < dim; i++) {
+        keys->q[i] = keys->q[i] * keys->inverse_q * keys->scale;
+        keys->k[i] = keys->k[i] * keys->inverse_k;
+    }
+}
+
+/* exp(g) and beta of a token's head. */
+typedef struct delta_gates {
+    float decay, beta;
+} delta_gates;
+
+static inline delta_gates delta_load_gates(const wb_gated_delta *args, int64_t t, int64_t head) {
+    const int64_t at = t * args->heads.n_value + head;
+    float b, a;
+    rows_load(args->b, at, 1, &b);
+    rows_load(args->a, at, 1, &a);
+    return (delta_gates){wb_expf(wb_delta_log_decay(args->A_log[head], args->dt_bias[head], a)),
+                         wb_sigmoid(b)};
+}
+
+/* A row of S^T, those of one value, from before a token to behind it: returns v - m, m being what S gives for
+ * k. to: may be from. */
+static inline float delta_step(int64_t dim, delta_gates gates, const float *k, float v, const float *from,
+                               float *to) {
+    WB_INDEPENDENT
+    for (int64_t i = 0; i < dim; i++) to[i] = gates.decay * from[i];
+    const float error = v - row_dot(to, k, dim), d = gates.beta * error;
+    WB_INDEPENDENT
+    for (int64_t i = 0; i < dim; i++) to[i] = fmaf(k[i], d, to[i]);
+    return error;
+}
+
+#endif

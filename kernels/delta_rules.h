@@ -1,0 +1,31 @@
+/* delta_rules.h - the gates of the gated delta rule, as both backends make them. Refuses: sums, rows. */
+#ifndef WB_DELTA_RULES_H
+#define WB_DELTA_RULES_H
+
+#include "wb_exact_math.h"
+#include "wb_kernels.h"
+
+/* Of the squares of a query's and a key's length. */
+#define WB_DELTA_EPS 1e-6f
+
+/* g, by whose exponential a state fades from one token to the next. */
+static WB_HD float wb_delta_log_decay(float A_log, float dt_bias, float a) {
+    return wb_mul(-wb_expf(A_log), wb_softplus(wb_add(a, dt_bias)));
+}
+
+/* The gradient of a, and of dt_bias, from that of g. */
+static WB_HD float wb_delta_gradient_of_a(float A_log, float dt_bias, float a, float dg) {
+    return wb_mul(wb_mul(dg, -wb_expf(A_log)), wb_sigmoid(wb_add(a, dt_bias)));
+}
+
+/* What a query or a key is multiplied by, from the sum of its squares. */
+static WB_HD float wb_delta_inverse_length(float squares) {
+    return wb_div(1.0f, wb_sqrt(wb_add(squares, WB_DELTA_EPS)));
+}
+
+/* What a query is multiplied by besides. */
+static WB_HD float wb_delta_query_scale(int32_t key_dim) {
+    return wb_div(1.0f, wb_sqrt((float)key_dim));
+}
+
+#endif
