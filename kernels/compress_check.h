@@ -2,7 +2,7 @@
 #ifndef WB_COMPRESS_CHECK_H
 #define WB_COMPRESS_CHECK_H
 
-#include "operand_check.h"
+#include "recurrent_check.h"
 
 #include <inttypes.h>
 
@@ -23,9 +23,7 @@ static inline wb_status compress_back_check(const wb_compress *args, wb_rows den
     WB_TRY(compress_check(op, args, "dentries", dentries));
     WB_TRY(operand_check_like(op, "dvalues", dvalues.dtype, "values", args->values.dtype));
     WB_TRY(operand_check_like(op, "dgates", dgates.dtype, "values", args->values.dtype));
-    if (!args->states) return WB_OK;
-    return wb_fail(WB_INVALID_ARGUMENT, "%s: states: expected NULL, since a backward is of whole sequences",
-                   op);
+    return recurrent_check_whole(op, &args->of);
 }
 
 /* Channels of values, gates and bias. */

@@ -68,16 +68,16 @@ extern "C" {
     X(attention_forward)        \
     X(attention_backward)       \
     X(attention_prepare)        \
-    X(compress_forward)         \
-    X(compress_backward)        \
-    X(indexer_topk)             \
-    X(entry_attention_forward)  \
-    X(entry_attention_backward) \
     X(kv_write)                 \
     X(short_conv_forward)       \
     X(short_conv_backward)      \
     X(gated_delta_forward)      \
     X(gated_delta_backward)     \
+    X(compress_forward)         \
+    X(compress_backward)        \
+    X(indexer_topk)             \
+    X(entry_attention_forward)  \
+    X(entry_attention_backward) \
     X(topk)                     \
     X(gate_forward)             \
     X(gate_backward)            \

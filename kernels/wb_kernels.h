@@ -609,7 +609,8 @@ typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delt
  * D of entry w. Each channel is one chain over ascending positions (compress_rules.h), which ends at the
  * entry's last position: an entry has the same bits however its positions are cut into calls. */
 typedef struct wb_compress {
-    int64_t T;
+    /* a state is [1 or, where it overlaps, 2 entries that have not ended][3, D] (compress_rules.h) */
+    wb_sequences of;
     /* D */
     int64_t width;
     /* R, 1 or more */
@@ -621,14 +622,6 @@ typedef struct wb_compress {
     const float *bias;
     /* device [T] */
     const int32_t *pos;
-    /* device [n_runs]; rows of no run are padding */
-    const wb_sequence_run *runs;
-    int64_t n_runs;
-    /* What a sequence has of entries that have not ended: wb_compress_state_bytes at states + run.state *
-     * state_stride, device, all zeros before its first token, read and left behind the run's last token.
-     * NULL: each run begins at position 0, and nothing is left. */
-    char *states;
-    int64_t state_stride;
 } wb_compress;
 
 static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
@@ -636,8 +629,8 @@ static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
 }
 
 /* entries[T,D] (=): row t is the entry that ends at token t, zeros where none does. Backward, without states:
- * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum over
- * ascending tokens of dgates as they were written. dentries: rows in which no entry ends are not read. */
+ * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum of
+ * dgates over ascending tokens. dentries: rows in which no entry ends are not read. */
 typedef wb_status wb_compress_forward_fn(wb_device *dev, const wb_compress *args, wb_rows entries);
 typedef wb_status wb_compress_backward_fn(wb_device *dev, const wb_compress *args, wb_rows dentries,
                                           wb_rows dvalues, wb_rows dgates, float *dbias);
@@ -1069,6 +1062,8 @@ typedef struct wb_op_sizes {
      * entries that an indexer chooses from */
     int64_t entry_keys, ranked_entries;
     int32_t index_heads, index_dim;
+    /* channels of a compressor's gates, the widest */
+    int64_t compress_channels;
     /* S of hyper-connections */
     int32_t n_streams;
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */

@@ -4,7 +4,7 @@
  * channels. Refuses: the norm and the rotation of entries (cpu_rows.c), and where they lie. */
 #include "compress_check.h"
 #include "compress_rules.h"
-#include "cpu/cpu_operands.h"
+#include "cpu/cpu_recurrent.h"
 
 /* Channels of one task. */
 enum { CHANNELS = 64 };
@@ -47,6 +47,7 @@ static const float *bias_at(part p, int64_t t, int64_t channel) {
 static void add_position(part p, int64_t t, int64_t channel, chains *c) {
     const float *gate = p.gates + t * p.C + channel, *value = p.values + t * p.C + channel;
     const float *bias = bias_at(p, t, channel);
+    WB_INDEPENDENT
     for (int64_t i = 0; i < p.count; i++) {
         const compress_sum before = {c->largest[i], c->weights[i], c->values[i]};
         const compress_sum sum = compress_add(before, wb_add(gate[i], bias[i]), value[i]);
@@ -63,14 +64,13 @@ static void end_entry(part p, const chains *c, float *entry) {
 
 /* The part's chains in a state, those of entry number `of`: three rows of all channels. */
 static float *state_at(part p, const wb_sequence_run *run, int of, int row) {
-    float *state = (float *)(void *)(p.args->states + run->state * p.args->state_stride);
-    return state + (3 * of + row) * p.args->width + p.first;
+    return run_state(&p.args->of, run) + (3 * of + row) * p.args->width + p.first;
 }
 
 static void load_chains(part p, const wb_sequence_run *run, int of, chains *c) {
     const size_t bytes = (size_t)p.count * sizeof(float);
     memset(c, 0, sizeof *c);
-    if (!p.args->states) return;
+    if (!p.args->of.states) return;
     memcpy(c->largest, state_at(p, run, of, 0), bytes);
     memcpy(c->weights, state_at(p, run, of, 1), bytes);
     memcpy(c->values, state_at(p, run, of, 2), bytes);
@@ -78,7 +78,7 @@ static void load_chains(part p, const wb_sequence_run *run, int of, chains *c) {
 
 static void store_chains(part p, const wb_sequence_run *run, int of, const chains *c) {
     const size_t bytes = (size_t)p.count * sizeof(float);
-    if (!p.args->states) return;
+    if (!p.args->of.states) return;
     memcpy(state_at(p, run, of, 0), c->largest, bytes);
     memcpy(state_at(p, run, of, 1), c->weights, bytes);
     memcpy(state_at(p, run, of, 2), c->values, bytes);
@@ -103,7 +103,7 @@ static void forward_run(part p, const wb_sequence_run *run, float *entries) {
 }
 
 wb_status WB_CPU(compress_forward)(wb_device *dev, const wb_compress *args, wb_rows entries) {
-    const int64_t n = args->T * compress_channels(args), n_entries = args->T * args->width;
+    const int64_t n = args->of.T * compress_channels(args), n_entries = args->of.T * args->width;
     operand list[] = {{.name = "values", .rows = args->values, .n = n, .use = READ},
                       {.name = "gates", .rows = args->gates, .n = n, .use = READ},
                       {.name = "entries", .rows = entries, .n = n_entries, .use = WRITE}};
@@ -112,8 +112,8 @@ wb_status WB_CPU(compress_forward)(wb_device *dev, const wb_compress *args, wb_r
     const int64_t blocks = blocks_of(args);
     if (n_entries > 0) memset(list[2].f32, 0, (size_t)n_entries * sizeof(float));
 #pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, n * 8))
-    for (int64_t task = 0; task < args->n_runs * blocks; task++)
-        forward_run(part_of(args, list, task % blocks), args->runs + task / blocks, list[2].f32);
+    for (int64_t task = 0; task < args->of.n_runs * blocks; task++)
+        forward_run(part_of(args, list, task % blocks), args->of.runs + task / blocks, list[2].f32);
     WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }
@@ -131,10 +131,15 @@ static void backward_positions(part p, int64_t t, int64_t channel, const chains 
     for (int64_t end = t + p.args->ratio; t < end; t++) {
         const int64_t at = t * p.C + channel;
         const float *bias = bias_at(p, t, channel);
-        for (int64_t i = 0; i < p.count; i++)
+        const float *gates = p.gates + at, *values = p.values + at;
+        float *dgates = to.dgates + at, *dvalues = to.dvalues + at;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < p.count; i++) {
+            float dgate, dvalue;
             compress_gradient((compress_sum){c->largest[i], c->weights[i], c->values[i]}, entry[i],
-                              wb_add(p.gates[at + i], bias[i]), p.values[at + i], d[i], &to.dgates[at + i],
-                              &to.dvalues[at + i]);
+                              wb_add(gates[i], bias[i]), values[i], d[i], &dgate, &dvalue);
+            dgates[i] = dgate, dvalues[i] = dvalue;
+        }
     }
 }
 
@@ -154,26 +159,22 @@ static void backward_run(part p, const wb_sequence_run *run, const float *dentri
     }
 }
 
-/* dbias of the channels [begin, end) from dgates as they are rounded. */
-static void add_to_bias(part p, int64_t begin, int64_t end, wb_dtype dtype, const float *dgates,
-                        float *dbias) {
+/* dbias of the channels [begin, end). */
+static void add_to_bias(part p, int64_t begin, int64_t end, const float *dgates, float *dbias) {
     const wb_compress *args = p.args;
-    for (const wb_sequence_run *run = args->runs; run < args->runs + args->n_runs; run++)
+    for (const wb_sequence_run *run = args->of.runs; run < args->of.runs + args->of.n_runs; run++)
         for (int64_t t = run->start; t < run->start + run->n; t++) {
             float *to = dbias + args->pos[t] % args->ratio * p.C;
-            for (int64_t c = begin; c < end; c++) {
-                const float d = dgates[t * p.C + c];
-                to[c] += dtype == WB_BF16 ? wb_bf16_to_f32(wb_f32_to_bf16(d)) : d;
-            }
+            for (int64_t c = begin; c < end; c++) to[c] += dgates[t * p.C + c];
         }
 }
 
 wb_status WB_CPU(compress_backward)(wb_device *dev, const wb_compress *args, wb_rows dentries,
                                     wb_rows dvalues, wb_rows dgates, float *dbias) {
-    const int64_t C = compress_channels(args), n = args->T * C;
+    const int64_t C = compress_channels(args), n = args->of.T * C;
     operand list[] = {{.name = "values", .rows = args->values, .n = n, .use = READ},
                       {.name = "gates", .rows = args->gates, .n = n, .use = READ},
-                      {.name = "dentries", .rows = dentries, .n = args->T * args->width, .use = READ},
+                      {.name = "dentries", .rows = dentries, .n = args->of.T * args->width, .use = READ},
                       {.name = "dvalues", .rows = dvalues, .n = n, .use = WRITE},
                       {.name = "dgates", .rows = dgates, .n = n, .use = WRITE}};
     WB_TRY(compress_back_check(args, dentries, dvalues, dgates));
@@ -184,12 +185,12 @@ wb_status WB_CPU(compress_backward)(wb_device *dev, const wb_compress *args, wb_
     if (n > 0)
         memset(to.dvalues, 0, (size_t)n * sizeof(float)), memset(to.dgates, 0, (size_t)n * sizeof(float));
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t task = 0; task < args->n_runs * blocks; task++)
-        backward_run(part_of(args, list, task % blocks), args->runs + task / blocks, list[2].f32, to);
+    for (int64_t task = 0; task < args->of.n_runs * blocks; task++)
+        backward_run(part_of(args, list, task % blocks), args->of.runs + task / blocks, list[2].f32, to);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t begin = 0; begin < C; begin += CHANNELS)
-        add_to_bias(part_of(args, list, 0), begin, begin + CHANNELS < C ? begin + CHANNELS : C, dgates.dtype,
-                    to.dgates, dbias);
+        add_to_bias(part_of(args, list, 0), begin, begin + CHANNELS < C ? begin + CHANNELS : C, to.dgates,
+                    dbias);
     WB_CPU(operands_close)(dev, list, 5);
     return WB_OK;
 }

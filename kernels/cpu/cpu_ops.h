@@ -41,12 +41,12 @@ size_t WB_CPU(sample_bytes)(int64_t V);
 /* Of args the heads alone are read. */
 size_t WB_CPU(attention_forward_bytes)(const wb_attention *args, int64_t keys);
 size_t WB_CPU(attention_backward_bytes)(const wb_attention *args, int64_t keys);
-size_t WB_CPU(delta_forward_bytes)(wb_delta_heads heads);
-size_t WB_CPU(delta_backward_bytes)(wb_delta_heads heads);
 size_t WB_CPU(entry_attention_forward_bytes)(const wb_attention *heads, int64_t keys);
 /* rows: of a sequence, and its entries */
 size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t rows, int64_t keys);
 size_t WB_CPU(indexer_bytes)(int64_t n_heads, int64_t head_dim, int64_t entries);
+size_t WB_CPU(delta_forward_bytes)(wb_delta_heads heads);
+size_t WB_CPU(delta_backward_bytes)(wb_delta_heads heads);
 
 /* And that the threads of an op share. Of attention, n_heads: those of a backward with sinks, 0 of others. */
 static inline size_t wb_cpu_attention_plan_bytes(int64_t T, int64_t n_heads) {

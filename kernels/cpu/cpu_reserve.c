@@ -16,10 +16,7 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
     if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
     if (most->router.n_experts > 0) bytes = larger(bytes, WB_CPU(topk_bytes)(&most->router));
-    if (most->delta.n_key > 0) bytes = larger(bytes, WB_CPU(delta_forward_bytes)(most->delta));
-    if (most->delta.n_key > 0 && most->backward)
-        bytes = larger(bytes, WB_CPU(delta_backward_bytes)(most->delta));
-    if (most->ranked_entries > 0)
+    if (most->index_heads > 0)
         bytes =
             larger(bytes, WB_CPU(indexer_bytes)(most->index_heads, most->index_dim, most->ranked_entries));
     if (most->entry_keys > 0)
@@ -27,6 +24,9 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     if (most->entry_keys > 0 && most->backward)
         bytes =
             larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, 2 * most->tokens, most->entry_keys));
+    if (most->delta.n_key > 0) bytes = larger(bytes, WB_CPU(delta_forward_bytes)(most->delta));
+    if (most->delta.n_key > 0 && most->backward)
+        bytes = larger(bytes, WB_CPU(delta_backward_bytes)(most->delta));
     if (most->n_kv_heads == 0) return bytes;
     bytes = larger(bytes, WB_CPU(attention_forward_bytes)(&heads, most->keys));
     return most->backward ? larger(bytes, WB_CPU(attention_backward_bytes)(&heads, most->keys)) : bytes;
@@ -62,8 +62,8 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                   U = wb_delta_width(most->delta) + O + 2 * most->delta.n_value;
     /* Three projections, each with a copy of its input; norms of the stream and of heads; SwiGLU and its
      * backward; two products of a backward, which share dy, a router's among them; a recurrent layer's four
-     * projections and the two products of their backward, and its gated norm; streams, of which a backward has
-     * three and two rows besides; a compressor's backward, of overlapping entries. */
+     * projections and the two products of their backward, and its gated norm; streams, of which a backward
+     * has three and two rows besides; a compressor's backward, of overlapping entries. */
     const int64_t E = most->router.n_experts, V = most->vocab_size;
     const int64_t token[] = {3 * H + q + 2 * kv,
                              3 * H,
@@ -77,7 +77,7 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                              2 * (H + U),
                              5 * O,
                              (3 * most->n_streams + 2) * H,
-                             most->entry_keys > 0 ? 9 * D : 0};
+                             5 * most->compress_channels};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};
     int64_t per_token = (2 * K + 1) * H, per_row = 0;
     if (most->dtype == WB_F32) return 0;

@@ -66,16 +66,14 @@ static void make_call(const problem *p, float *x, call *c) {
         c->runs[i] = (wb_sequence_run){t, p->lengths[i], -1};
         for (int32_t j = 0; j < p->lengths[i]; j++) c->pos[t++] = j;
     }
-    c->args = (wb_compress){.T = T,
+    c->args = (wb_compress){.of = {.T = T, .n_runs = SEQS, .runs = c->runs},
                             .width = p->D,
                             .ratio = p->ratio,
                             .overlaps = p->overlaps,
                             .values = wb_f32_rows(x),
                             .gates = wb_f32_rows(x + T * C),
                             .bias = x + 2 * T * C,
-                            .pos = c->pos,
-                            .runs = c->runs,
-                            .n_runs = SEQS};
+                            .pos = c->pos};
 }
 
 static void check(wb_device *dev, problem p) {
@@ -143,8 +141,8 @@ static void check_cuts(wb_device *dev, problem p) {
             goes_on = goes_on || fed[i] < p.lengths[i];
         }
         wb_compress args = whole.args;
-        args.T = t, args.values = wb_f32_rows(values), args.gates = wb_f32_rows(gates), args.pos = pos;
-        args.runs = runs, args.n_runs = n_runs, args.states = states, args.state_stride = stride;
+        args.of.T = t, args.values = wb_f32_rows(values), args.gates = wb_f32_rows(gates), args.pos = pos;
+        args.of.runs = runs, args.of.n_runs = n_runs, args.of.states = states, args.of.state_stride = stride;
         assert_ok(dev->compress_forward(dev, &args, wb_f32_rows(entries)));
         for (int32_t j = 0; j < t; j++) memcpy(found + from[j] * D, entries + j * D, (size_t)D * sizeof *x);
     }
@@ -205,10 +203,10 @@ static void test_refusals(void **state) {
     float x[4] = {0};
     char states[64] = {0};
     const wb_rows rows = wb_f32_rows(x);
-    wb_compress args = {.T = 0, .width = 1, .ratio = 4, .values = rows, .gates = rows, .bias = x};
+    wb_compress args = {.width = 1, .ratio = 4, .values = rows, .gates = rows, .bias = x};
     assert_ok(dev->compress_forward(dev, &args, rows));
     assert_ok(dev->compress_backward(dev, &args, rows, rows, rows, x));
-    args.states = states;
+    args.of.states = states;
     assert_int_equal(dev->compress_backward(dev, &args, rows, rows, rows, x), WB_INVALID_ARGUMENT);
     args.ratio = 0;
     assert_int_equal(dev->compress_forward(dev, &args, rows), WB_INVALID_ARGUMENT);
