@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-WB_OPTIONS_END(wb_replay_options, reserved);
+WB_OPTIONS_END(wb_replay_options, hash);
 static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
 
 void wb_replay_options_init(wb_replay_options *options_out, size_t size) {
@@ -32,6 +32,11 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
                        "replay: stage of %" PRId32 " MoE layers from %" PRId32
                        ": expected inside the model's %" PRIu32,
                        o->n_layers, o->first_layer, model->n_moe_layers);
+    for (uint32_t i = 0; o->hash && i < o->hash->n_layers; i++)
+        if (o->hash->moe_layers[i] >= model->n_moe_layers)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "replay: hash: expected MoE layers below %" PRIu32 ", found %" PRIu32,
+                           model->n_moe_layers, o->hash->moe_layers[i]);
     return WB_OK;
 }
 
