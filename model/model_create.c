@@ -1,6 +1,7 @@
 /* model_create.c - a new model with random weights, the same bits for a seed on every machine and any number
  * of ranks. */
 #include "elements.h"
+#include "hash_tables.h"
 #include "model_weights.h"
 #include "wb_hash.h"
 #include "wb_random.h"
@@ -31,7 +32,10 @@ static bool ends_with(const char *name, const char *ending) {
 
 /* Elements [first, first + n) of a new tensor, f32. */
 static void fill_new(const wb_tensor *t, uint64_t key, float std, int64_t first, int64_t n, float *out) {
-    const float constant = ends_with(t->name, "bias") || ends_with(t->name, "sinks") ? 0.0f : 1.0f;
+    static const char *const zero[] = {"bias", "base", "sink", "sinks"};
+    float constant = 1;
+    for (size_t i = 0; i < sizeof zero / sizeof zero[0]; i++)
+        if (ends_with(t->name, zero[i])) constant = 0;
     for (int64_t i = 0; i < n; i++)
         out[i] = t->n_dims == 1 ? constant : std * normal(key, (uint64_t)(first + i));
 }
@@ -85,6 +89,7 @@ static wb_status create_local(const wb_config *config, uint64_t seed, float std,
     if (!config) return wb_fail(WB_INVALID_ARGUMENT, "model config: NULL");
     WB_TRY(wb_config_check(config));
     WB_TRY(wb_model_new(config, wb_family_rules_of(config->family), options, model));
+    WB_TRY(wb_hash_tables_fill(*model, seed));
     return wb_model_fill_random(*model, seed, std);
 }
 

@@ -3,6 +3,7 @@
  * An expert with several replicas here is read once.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
 #include "elements.h"
+#include "hash_tables.h"
 #include "registry.h"
 #include "tensor_source.h"
 #include "wb_hash.h"
@@ -20,10 +21,11 @@ typedef struct loader {
     wb_model *model;
     const wb_safetensors *files;
     const char *dir;
-    bool *used;            /* [wb_safetensors_count(files)] */
-    float *scratch;        /* [CHUNK_ELEMENTS] of the widest dtype */
-    float *values;         /* [CHUNK_ELEMENTS] */
-    const char *quantized; /* the first tensor that is; owner: files */
+    bool *used;     /* [wb_safetensors_count(files)] */
+    float *scratch; /* [CHUNK_ELEMENTS] of the widest dtype */
+    float *values;  /* [CHUNK_ELEMENTS] */
+    /* The first tensor that is, and the first that the family passes over; owner: files */
+    const char *quantized, *passed_over;
     wb_owner memory;
 } loader;
 
@@ -121,12 +123,21 @@ static void surplus_layer(const loader *ld, const char *name, char *text_out, si
                  c->n_layers, c->n_mtp_layers);
 }
 
-static wb_status check_surplus(const loader *ld) {
+static bool is_passed_over(const loader *ld, const char *name) {
+    const char *beginning = ld->model->family->passed_over;
+    return beginning && strncmp(name, beginning, strlen(beginning)) == 0;
+}
+
+static wb_status check_surplus(loader *ld) {
     const char *first = NULL;
     size_t surplus = 0;
     for (size_t i = 0; i < wb_safetensors_count(ld->files); i++) {
         const char *name = wb_safetensors_name(ld->files, i);
         if (ld->used[i] || harmless(ld->model, name)) continue;
+        if (is_passed_over(ld, name)) {
+            if (!ld->passed_over) ld->passed_over = name;
+            continue;
+        }
         if (!first) first = name;
         surplus++;
     }
@@ -142,6 +153,9 @@ static wb_status check_surplus(const loader *ld) {
 
 /* What a person should know of what was read. */
 static wb_status make_notes(const loader *ld) {
+    if (ld->passed_over)
+        WB_TRY(wb_model_add_note(ld->model, "%s: tensors %s* are not used and not saved, the first is %s",
+                                 ld->dir, ld->model->family->passed_over, ld->passed_over));
     if (!ld->quantized) return WB_OK;
     return wb_model_add_note(ld->model, "%s: tensor %s: quantized weights were widened, and are saved as %s",
                              ld->dir, ld->quantized, wb_dtype_name(ld->model->dtype));
@@ -206,6 +220,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = load_all(&ld, model, digests_out);
+    if (status == WB_OK) status = wb_hash_tables_load(model, files, dir, ld.used);
     if (status == WB_OK) status = check_surplus(&ld);
     if (status == WB_OK && ld.quantized && has_bf16_matrix(model)) count_quantized_as_bf16(model);
     if (status == WB_OK) status = make_notes(&ld);

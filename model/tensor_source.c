@@ -174,22 +174,28 @@ static wb_status find_in_experts(const search *s, bool *found_out) {
     return WB_OK;
 }
 
+size_t wb_tensor_lookup(const wb_model *model, const wb_safetensors *files, const wb_tensor *t) {
+    char other[WB_TENSOR_NAME_BYTES];
+    size_t at = wb_safetensors_lookup(files, t->name);
+    if (at != SIZE_MAX) return at;
+    wb_registry_released_name(model, t, other);
+    at = wb_safetensors_lookup(files, other);
+    if (at != SIZE_MAX) return at;
+    wb_registry_usual_name(model, t, other);
+    return wb_safetensors_lookup(files, other);
+}
+
 wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
                                 const wb_tensor *t, wb_tensor_source *source_out) {
-    char usual[WB_TENSOR_NAME_BYTES];
     *source_out = (wb_tensor_source){.scales_index = SIZE_MAX, .columns = t->shape[1]};
     const search s = {model, files, dir, t, source_out};
-    const size_t own = wb_safetensors_lookup(files, t->name);
-    if (own != SIZE_MAX) return take_single(&s, t->name, own);
+    const size_t own = wb_tensor_lookup(model, files, t);
+    if (own != SIZE_MAX) return take_single(&s, wb_safetensors_name(files, own), own);
     if (t->expert >= 0) {
         bool found;
         WB_TRY(find_in_experts(&s, &found));
         if (found) return WB_OK;
     }
-    /* As another version of the family's own code may call it. */
-    wb_registry_usual_name(model, t, usual);
-    const size_t other = wb_safetensors_lookup(files, usual);
-    if (other != SIZE_MAX) return take_single(&s, usual, other);
     return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s %s", dir, t->name,
                    wb_shape_text(t->n_dims, t->shape).text);
 }

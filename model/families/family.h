@@ -40,10 +40,13 @@ typedef enum wb_window_rule {
     /* those that layer_types calls sliding_attention; without it layer 0 and every second one */
     WB_WINDOW_LAYER_TYPES,
     /* the same where use_sliding_window is true, without layer_types of the first max_window_layers */
-    WB_WINDOW_SWITCH
+    WB_WINDOW_SWITCH,
+    /* all, beside what else layer_types gives them, which the family reads */
+    WB_WINDOW_ALL_KINDS
 } wb_window_rule;
 
-typedef struct wb_family_rules {
+typedef struct wb_family_rules wb_family_rules;
+struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
     const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
 
@@ -71,10 +74,12 @@ typedef struct wb_family_rules {
     int32_t n_shared;    /* shared experts of a new model */
     wb_window_rule windows;
     int32_t window;     /* sliding_window where a rule asks for it; 0: none */
-    float swiglu_limit; /* of families with expert_biases; 0: not clamped */
+    float swiglu_limit; /* 0: the SwiGLU of experts is not clamped */
 
-    /* ---- keys that only this family has; all three may be NULL ---- */
+    /* ---- keys that only this family has; all four may be NULL ---- */
 
+    /* In place of wb_config_read_rope (config.h). */
+    wb_status (*read_rope)(const json_t *root, const wb_family_rules *rules, wb_config *config);
     /* Into *config, in which the sizes and the layers that are MoE are set already. */
     wb_status (*read)(const json_t *root, wb_config *config);
     wb_status (*check)(const wb_config *config);
@@ -86,7 +91,7 @@ typedef struct wb_family_rules {
     wb_layer_parts (*layer)(const wb_config *config, int32_t l);
     bool no_output_bias; /* attention_bias is of q, k and v alone */
     bool sinks;          /* attention has a logit a head beside those of the keys: self_attn.sinks */
-    /* Routers and experts have biases, and the SwiGLU of experts is clamped at swiglu_limit. */
+    /* Routers and experts have biases, and a clamped SwiGLU adds 1 to `up`. */
     bool expert_biases;
     /* In files all experts of a layer are one tensor, transposed, columns of gate and up in turn
      * (fused_experts.h). */
@@ -96,7 +101,11 @@ typedef struct wb_family_rules {
     /* What the shared experts give is multiplied by the sigmoid of mlp.shared_expert_gate. */
     bool shared_gate;
     const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
-} wb_family_rules;
+    /* Of the names by `renames`, or parts of them, what released checkpoints have in their place; or NULL. */
+    const wb_rename *released;
+    const char
+        *passed_over; /* how tensors begin that checkpoints have and nobody reads here; NULL: none do */
+};
 
 /* wb_family_<name> of each family of the list, and how many there are. */
 #define X(NAME, name) extern const wb_family_rules wb_family_##name;

@@ -22,7 +22,7 @@
 enum { RANKS = 3 };
 
 /* By variant. */
-static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3};
+static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 2};
 
 static uint64_t base_seed;
 
@@ -242,8 +242,8 @@ static int32_t schedule_step(schedule *s) {
     }
     void *ids;
     MUST(dev->mem_alloc(dev, (size_t)T * ref->f.row_bytes, &ids));
-    const wb_infer_batch batch = {T,         tokens, pos,      seq,   N_SEQS, s->max_blocks,
-                                  s->blocks, NULL,   n_wanted, wanted};
+    const wb_infer_batch batch = {T,         tokens,         pos,      seq,   N_SEQS, s->max_blocks,
+                                  s->blocks, fixture_states, n_wanted, wanted};
     const wb_routing routing = {.ids = ids};
     const float *logits;
     MUST(wb_infer_forward(s->infer, &batch, &routing, &logits));
@@ -556,7 +556,7 @@ static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, w
                                   .seq_start = ref->c.start};
     const wb_routing routing = {.ids = ids};
     int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0};
-    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, NULL, 1, rows};
+    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, fixture_states, 1, rows};
     const float *logits;
     WB_TRY(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     WB_TRY(wb_train_backward(train, logprobs));

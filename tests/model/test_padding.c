@@ -71,8 +71,8 @@ static wb_status run(const fixture *f, side *s, const step *from, int64_t paddin
         p.seq[t] = -1;
     }
     for (int64_t t = 0; t < MAX_T; t++) s->direction[t] = t < p.T ? WB_ROW_NATIVE : WB_ROW_PADDING;
-    const wb_infer_batch batch = {p.T + padding, p.tokens, p.pos, p.seq,      N_SEQS,
-                                  BLOCKS,        blocks,   NULL,  p.n_logits, p.rows};
+    const wb_infer_batch batch = {p.T + padding, p.tokens, p.pos,          p.seq,      N_SEQS,
+                                  BLOCKS,        blocks,   fixture_states, p.n_logits, p.rows};
     const wb_routing routing = {.ids = s->ids, .direction = with_direction ? s->direction : NULL};
     return wb_infer_forward(s->infer, &batch, &routing, &s->logits);
 }

@@ -92,9 +92,10 @@ static void infer_step(rank_state *s, uint64_t *state, int step) {
             s->seq[t] = i;
             s->rows[t] = t;
         }
-    const wb_infer_batch batch = {
-        T,      s->tokens, s->pos, s->seq, MAX_SEQS, s->max_blocks, s->blocks, NULL, step == 0 ? T : T / 2,
-        s->rows};
+    const wb_infer_batch batch = {T,         s->tokens,      s->pos,
+                                  s->seq,    MAX_SEQS,       s->max_blocks,
+                                  s->blocks, fixture_states, step == 0 ? T : T / 2,
+                                  s->rows};
     const wb_routing routing = {.ids = s->ids, .native = s->native, .used = s->used};
     const float *logits;
     MUST(wb_infer_forward(s->infer, &batch, &routing, &logits));
@@ -238,7 +239,8 @@ static void *refuse_sizes(void *argument) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wb_infer_batch step = wrong ? cases[i].batch : (wb_infer_batch){0};
         const float *logits;
-        step.tokens = tokens, step.pos = pos, step.seq = pos, step.blocks = blocks, step.logit_rows = pos;
+        step.tokens = tokens, step.pos = pos, step.seq = pos, step.blocks = blocks,
+        step.states = fixture_states, step.logit_rows = pos;
         must_refuse(wrong ? WB_CAPACITY : WB_PEER, wb_infer_forward(s->infer, &step, &routing, &logits),
                     wrong ? cases[i].text : "rank 1");
     }

@@ -91,7 +91,8 @@ static inline void repeater_close(repeater *r) {
  * the logprob of the token after the last one at temperature 1. */
 static inline float repeat_feed(repeater *r, const wb_record *record, const feed *f, uint32_t n_known) {
     const size_t row_bytes = wb_route_row_bytes(wb_model_routes(r->model));
-    const int32_t last = (int32_t)(f->end - f->start) - 1, target = (int32_t)record->tokens[f->end];
+    const int32_t state = 0, last = (int32_t)(f->end - f->start) - 1,
+                  target = (int32_t)record->tokens[f->end];
     for (uint32_t i = f->start; i < f->end; i++) {
         r->tokens[i - f->start] = (int32_t)record->tokens[i];
         r->pos[i - f->start] = (int32_t)i;
@@ -105,6 +106,7 @@ static inline float repeat_feed(repeater *r, const wb_record *record, const feed
                                   .n_seqs = 1,
                                   .max_blocks = wb_model_config(r->model)->max_positions,
                                   .blocks = r->block,
+                                  .states = &state,
                                   .n_logits = 1,
                                   .logit_rows = &last};
     /* CPU: device memory is host memory. */

@@ -1,5 +1,6 @@
 /* moe_choice.c - the one place where experts are chosen: recorded, forced and native rows alike, so that
  * capture and replay cannot disagree. Refuses: where routes come from, who holds the experts. */
+#include "hash_tables.h"
 #include "host_view.h"
 #include "layers/logit_gradient.h"
 #include "layers/moe/moe.h"
@@ -40,34 +41,40 @@ static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, cons
     return WB_OK;
 }
 
+/* That of a layer. */
+static wb_router router_of(const wb_model *model, const wb_moe_weights *w) {
+    wb_router router = model->config.router;
+    if (w->hashed) router.type = WB_ROUTER_HASH;
+    return router;
+}
+
 wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router *router = &model->config.router;
+    const wb_router router = router_of(model, w);
     const int64_t T = pass->T;
     float *logits = choice->logits.data;
 
     const wb_matmul product = wb_matmul_forward(T, x, wb_model_weight(model, w->router), wb_f32_rows(logits));
     WB_TRY(dev->matmul(dev, 1, &product));
     if (w->router_bias >= 0)
-        WB_TRY(dev->bias_forward(dev, T, router->n_experts, wb_model_vector(model, w->router_bias),
+        WB_TRY(dev->bias_forward(dev, T, router.n_experts, wb_model_vector(model, w->router_bias),
                                  wb_f32_rows(logits)));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
-        /* A family with a table of ids declares it beside the router's matrix, as a parameter of the layer
-         * (wb_moe_weights), and it is passed here as `table`. */
-        const wb_topk args = {.router = *router,
+        const wb_topk args = {.router = router,
                               .T = T,
                               .logits = logits,
                               .bias =
                                   w->selection_bias < 0 ? NULL : wb_model_vector(model, w->selection_bias),
+                              .table = wb_hash_table_of(model, w->moe_index),
                               .tokens = pass->tokens,
                               .direction = pass->routing->direction,
                               .ids = ids,
                               .native = wb_moe_ids(model, pass->routing->native, w->moe_index)};
         WB_TRY(dev->topk(dev, &args));
     }
-    WB_TRY(dev->gate_forward(dev, router, T, logits, pass->routing->direction, ids, choice->weights.data));
+    WB_TRY(dev->gate_forward(dev, &router, T, logits, pass->routing->direction, ids, choice->weights.data));
     return pass->probe ? call_probe(choice, w, pass) : WB_OK;
 }
 
@@ -75,12 +82,12 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
                                  wb_rows x, float *const *grads, wb_rows dx) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router *router = &model->config.router;
-    const int64_t T = pass->T, H = model->config.hidden_size, E = router->n_experts;
+    const wb_router router = router_of(model, w);
+    const int64_t T = pass->T, H = model->config.hidden_size, E = router.n_experts;
     float *dlogits = choice->dlogits.data;
     wb_rows d;
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
-    WB_TRY(dev->gate_backward(dev, router, T, choice->logits.data, pass->routing->direction, ids,
+    WB_TRY(dev->gate_backward(dev, &router, T, choice->logits.data, pass->routing->direction, ids,
                               choice->dweights.data, dlogits));
     if (w->router_bias >= 0)
         WB_TRY(dev->bias_backward(dev, T, E, wb_f32_rows(dlogits), grads[w->router_bias]));
