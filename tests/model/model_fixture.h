@@ -69,7 +69,7 @@ typedef enum variant {
     VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
     VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
     VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
-    VARIANT_ENTRIES, /* hyper-connections, attention over a window and entries of all kinds, a hash-routed layer */
+    VARIANT_ENTRIES,    /* hyper-connections, a window, entries of both kinds, a hash-routed layer */
     N_VARIANTS
 } variant;
 
