@@ -515,8 +515,8 @@ static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
 }
 
 /* entries[T,D] (=): row t is the entry that ends at token t, zeros where none does. Backward, without states:
- * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum over
- * ascending tokens of dgates as they were written. dentries: rows in which no entry ends are not read. */
+ * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum of
+ * dgates over ascending tokens. dentries: rows in which no entry ends are not read. */
 typedef wb_status wb_compress_forward_fn(wb_device *dev, const wb_compress *args, wb_rows entries);
 typedef wb_status wb_compress_backward_fn(wb_device *dev, const wb_compress *args, wb_rows dentries,
                                           wb_rows dvalues, wb_rows dgates, float *dbias);
@@ -926,6 +926,8 @@ typedef struct wb_op_sizes {
      * entries that an indexer chooses from */
     int64_t entry_keys, ranked_entries;
     int32_t index_heads, index_dim;
+    /* channels of a compressor's gates, the widest */
+    int64_t compress_channels;
     /* S of hyper-connections */
     int32_t n_streams;
     /* E > 0 where experts are chosen; R, slots of all ranks, and groups of grouped_matmul */

@@ -47,6 +47,7 @@ static const float *bias_at(part p, int64_t t, int64_t channel) {
 static void add_position(part p, int64_t t, int64_t channel, chains *c) {
     const float *gate = p.gates + t * p.C + channel, *value = p.values + t * p.C + channel;
     const float *bias = bias_at(p, t, channel);
+    WB_INDEPENDENT
     for (int64_t i = 0; i < p.count; i++) {
         const compress_sum before = {c->largest[i], c->weights[i], c->values[i]};
         const compress_sum sum = compress_add(before, wb_add(gate[i], bias[i]), value[i]);
@@ -131,10 +132,15 @@ static void backward_positions(part p, int64_t t, int64_t channel, const chains 
     for (int64_t end = t + p.args->ratio; t < end; t++) {
         const int64_t at = t * p.C + channel;
         const float *bias = bias_at(p, t, channel);
-        for (int64_t i = 0; i < p.count; i++)
+        const float *gates = p.gates + at, *values = p.values + at;
+        float *dgates = to.dgates + at, *dvalues = to.dvalues + at;
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < p.count; i++) {
+            float dgate, dvalue;
             compress_gradient((compress_sum){c->largest[i], c->weights[i], c->values[i]}, entry[i],
-                              wb_add(p.gates[at + i], bias[i]), p.values[at + i], d[i], &to.dgates[at + i],
-                              &to.dvalues[at + i]);
+                              wb_add(gates[i], bias[i]), values[i], d[i], &dgate, &dvalue);
+            dgates[i] = dgate, dvalues[i] = dvalue;
+        }
     }
 }
 
@@ -154,17 +160,13 @@ static void backward_run(part p, const wb_sequence_run *run, const float *dentri
     }
 }
 
-/* dbias of the channels [begin, end) from dgates as they are rounded. */
-static void add_to_bias(part p, int64_t begin, int64_t end, wb_dtype dtype, const float *dgates,
-                        float *dbias) {
+/* dbias of the channels [begin, end). */
+static void add_to_bias(part p, int64_t begin, int64_t end, const float *dgates, float *dbias) {
     const wb_compress *args = p.args;
     for (const wb_sequence_run *run = args->runs; run < args->runs + args->n_runs; run++)
         for (int64_t t = run->start; t < run->start + run->n; t++) {
             float *to = dbias + args->pos[t] % args->ratio * p.C;
-            for (int64_t c = begin; c < end; c++) {
-                const float d = dgates[t * p.C + c];
-                to[c] += dtype == WB_BF16 ? wb_bf16_to_f32(wb_f32_to_bf16(d)) : d;
-            }
+            for (int64_t c = begin; c < end; c++) to[c] += dgates[t * p.C + c];
         }
 }
 
@@ -188,8 +190,8 @@ wb_status WB_CPU(compress_backward)(wb_device *dev, const wb_compress *args, wb_
         backward_run(part_of(args, list, task % blocks), args->runs + task / blocks, list[2].f32, to);
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t begin = 0; begin < C; begin += CHANNELS)
-        add_to_bias(part_of(args, list, 0), begin, begin + CHANNELS < C ? begin + CHANNELS : C, dgates.dtype,
-                    to.dgates, dbias);
+        add_to_bias(part_of(args, list, 0), begin, begin + CHANNELS < C ? begin + CHANNELS : C, to.dgates,
+                    dbias);
     WB_CPU(operands_close)(dev, list, 5);
     return WB_OK;
 }

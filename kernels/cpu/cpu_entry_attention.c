@@ -1,9 +1,9 @@
-/* cpu_entry_attention.c - the forward of attention whose heads share one row, over a window and over compressed
- * entries.
+/* cpu_entry_attention.c - the forward of attention whose heads share one row, over a window and over
+ * compressed entries.
  *
- * A task is a query with all its heads: its keys are gathered, which costs little beside the heads' products with
- * them, so that they are one matrix whatever they are. A query's bits depend on nothing beside it. Refuses:
- * gradients (cpu_entry_attention_back.c). */
+ * A task is a query with all its heads: its keys are gathered, which costs little beside the heads' products
+ * with them, so that they are one matrix whatever they are. A query's bits depend on nothing beside it.
+ * Refuses: gradients (cpu_entry_attention_back.c). */
 #include "cpu/cpu_entries.h"
 
 size_t WB_CPU(entry_attention_forward_bytes)(const wb_attention *heads, int64_t keys) {

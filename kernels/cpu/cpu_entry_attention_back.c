@@ -1,7 +1,7 @@
 /* cpu_entry_attention_back.c - the backward of attention over a window and compressed entries.
  *
- * A task is a sequence, whose queries add to its rows one after the other: a row's gradient is one chain, of each
- * query the heads' parts by scores, then by weights. Refuses: the forward (cpu_entry_attention.c). */
+ * A task is a sequence, whose queries add to its rows one after the other: a row's gradient is one chain, of
+ * each query the heads' parts by scores, then by weights. Refuses: the forward (cpu_entry_attention.c). */
 #include "cpu/cpu_entries.h"
 
 /* One sequence; arrays live in a thread's scratch. */

@@ -16,7 +16,7 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
     if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
     if (most->router.n_experts > 0) bytes = larger(bytes, WB_CPU(topk_bytes)(&most->router));
-    if (most->ranked_entries > 0)
+    if (most->index_heads > 0)
         bytes =
             larger(bytes, WB_CPU(indexer_bytes)(most->index_heads, most->index_dim, most->ranked_entries));
     if (most->entry_keys > 0)
@@ -65,7 +65,7 @@ static size_t operand_bytes(const wb_op_sizes *most) {
                              2 * H + I,
                              2 * E + H,
                              (3 * most->n_streams + 2) * H,
-                             most->entry_keys > 0 ? 9 * D : 0};
+                             5 * most->compress_channels};
     const int64_t row[] = {5 * F, 4 * F + H, 2 * H + F};
     int64_t per_token = (2 * K + 1) * H, per_row = 0;
     if (most->dtype == WB_F32) return 0;

@@ -195,9 +195,9 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     /* Of a storage of experts each matrix has parts of its own. */
     const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
     size_t largest = 0;
-    size_t bytes[9] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
-                       wb_cuda_group_bytes(most->n_sources, most->n_groups),
-                       wb_cuda_sum_bytes(1, most->summed) + rests, wb_hopper_attention_bytes(dev, most)};
+    size_t bytes[12] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+                        wb_cuda_group_bytes(most->n_sources, most->n_groups),
+                        wb_cuda_sum_bytes(1, most->summed) + rests, wb_hopper_attention_bytes(dev, most)};
     void *scratch = NULL;
     if (most->sampled > 0) bytes[4] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
     if (most->backward) {
@@ -206,6 +206,11 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
         bytes[7] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
     }
     bytes[8] = wb_cuda_logprob_bytes(most->vocab_size);
+    if (most->backward) {
+        bytes[9] = wb_cuda_hyper_bytes(most->tokens, most->n_streams);
+        bytes[11] = wb_cuda_compress_bytes(most->tokens, most->compress_channels);
+    }
+    bytes[10] = wb_cuda_indexer_bytes(most->tokens, most->ranked_entries);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;

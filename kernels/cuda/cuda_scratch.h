@@ -26,6 +26,9 @@ size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width);
 size_t wb_cuda_sum_bytes(int64_t count, int64_t n);
 size_t wb_cuda_sample_bytes(int64_t B, int64_t V);
 size_t wb_cuda_logprob_bytes(int64_t V);
+size_t wb_cuda_compress_bytes(int64_t T, int64_t channels);
+size_t wb_cuda_hyper_bytes(int64_t T, int32_t n_streams);
+size_t wb_cuda_indexer_bytes(int64_t T, int64_t max_entries);
 
 /* What an op's kernels do for another op: gather_rows of the rows that there are, n or fewer where n_rows,
  * device, says so. */

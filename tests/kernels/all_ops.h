@@ -3,44 +3,7 @@
 #ifndef WB_ALL_OPS_H
 #define WB_ALL_OPS_H
 
-#include "ops_test.h"
-
-enum { MAX_PIECES = 128 };
-
-typedef struct outputs {
-    uint8_t *bytes;
-    size_t count, room;
-    const char *names[MAX_PIECES]; /* of the pieces */
-    size_t ends[MAX_PIECES];
-    int pieces;
-} outputs;
-
-static inline void keep(outputs *o, const void *data, size_t bytes, const char *name) {
-    assert_true(o->pieces < MAX_PIECES);
-    if (o->count + bytes > o->room) {
-        o->room = 2 * (o->count + bytes);
-        o->bytes = realloc(o->bytes, o->room);
-        assert_non_null(o->bytes);
-    }
-    memcpy(o->bytes + o->count, data, bytes);
-    o->count += bytes;
-    o->names[o->pieces] = name;
-    o->ends[o->pieces++] = o->count;
-}
-
-static inline void keep_floats(outputs *o, float *x, int64_t count, const char *name) {
-    keep(o, x, (size_t)count * sizeof(float), name);
-    free(x);
-}
-
-static inline void assert_same_outputs(const outputs *a, const outputs *b, const char *a_name,
-                                       const char *b_name) {
-    assert_int_equal(a->count, b->count);
-    size_t begin = 0;
-    for (int i = 0; i < a->pieces; begin = a->ends[i++])
-        if (memcmp(a->bytes + begin, b->bytes + begin, a->ends[i] - begin) != 0)
-            fail_msg("%s: bits of %s and %s differ", a->names[i], a_name, b_name);
-}
+#include "compressed_ops.h"
 
 /* Log-probabilities at temperatures, of rows that keep every other token from the target's parity on. */
 static inline void all_distributions(wb_device *dev, int64_t T, int64_t V, const float *x,
@@ -373,6 +336,9 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     all_rows(dev, large ? 120 : 7, large ? 500 : 38, &o);
     all_attention(dev, large ? 700 : 19, large ? 32 : 10, &o);
     all_routing(dev, large ? 1000 : 9, large ? 64 : 20, 5, large ? 90 : 21, &o);
+    all_streams(dev, large ? 300 : 5, large ? 130 : 9, &o);
+    all_compressed(dev, large ? 300 : 21, large ? 70 : 5, &o);
+    all_entries(dev, large ? 300 : 30, large ? 40 : 6, &o);
     return o;
 }
 

@@ -21,6 +21,7 @@ static int64_t *rows_of;           /* [T]: their rows in the pool of blocks of 1
 /* Two choices of each token, [T * CHOICES], whose rows lie backwards; where the one group begins and ends. */
 enum { CHOICES = 2 };
 static int32_t *pair_row, *offsets;
+static wb_sequence_run *runs; /* [2] the sequences */
 static float *choice_weights;
 
 static void open_sides(void) {
@@ -34,6 +35,9 @@ static void open_sides(void) {
     pair_row = xalloc(T * CHOICES, sizeof *pair_row), choice_weights = floats(T * CHOICES);
     offsets = xalloc(2, sizeof *offsets);
     blocks[0] = 1, blocks[1] = 0;
+    runs = xalloc(2, sizeof *runs);
+    runs[0] = (wb_sequence_run){0, FIRST_LENGTH, -1};
+    runs[1] = (wb_sequence_run){FIRST_LENGTH, T - FIRST_LENGTH, -1};
     for (int t = 0; t < T; t++) {
         tokens[t] = (int32_t)rng_range(0, V - 1);
         index_of[t] = t * 9 % T; /* 9 and 23 have no common factor */
@@ -45,7 +49,7 @@ static void open_sides(void) {
 static void close_sides(void) {
     free(weights), free(vector), free(half_weights), free(cosines), free(sines);
     free(tokens), free(index_of), free(seq), free(pos), free(rows_of), free(single), free(blocks);
-    free(pair_row), free(choice_weights), free(offsets);
+    free(pair_row), free(choice_weights), free(offsets), free(runs);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------- */
@@ -206,6 +210,101 @@ OP(narrow_attention) {
 OP(narrow_attention_backward) {
     const wb_attention a = narrow_attention_of(n, r);
     return dev->attention_backward(dev, &a, r[3], r[4], r[5], r[6], sums);
+}
+
+/* ---- streams and entries ----------------------------------------------------------------------- */
+
+enum { STREAMS = 2, STREAM = W / STREAMS, MIX = STREAMS * (STREAMS + 2), RATIO = 4, LISTED = 2 };
+
+static wb_hyper hyper_of(int64_t n, wb_rows x) {
+    return (wb_hyper){.T = n,
+                      .H = STREAM,
+                      .n_streams = STREAMS,
+                      .iterations = 3,
+                      .norm_eps = 1e-6f,
+                      .eps = 1e-6f,
+                      .x = x,
+                      .products = weights + begin * MIX,
+                      .scale = vector,
+                      .base = vector + 3};
+}
+OP(hyper_pre) {
+    const wb_hyper args = hyper_of(n, r[0]);
+    return dev->hyper_pre_forward(dev, &args, r[1], sums + begin * MIX);
+}
+OP(hyper_pre_backward) {
+    const wb_hyper args = hyper_of(n, r[0]);
+    float *base = sums + T * MIX;
+    return dev->hyper_pre_backward(dev, &args, r[1], vector + begin * MIX, r[2], sums + begin * MIX,
+                                   base + MIX, base);
+}
+OP(hyper_post) {
+    return dev->hyper_post_forward(dev, n, STREAMS, STREAM, weights + begin * MIX, r[0], r[1], r[2]);
+}
+OP(hyper_post_in_place) {
+    return dev->hyper_post_forward(dev, n, STREAMS, STREAM, weights + begin * MIX, r[0], r[1], r[0]);
+}
+OP(hyper_post_backward) {
+    return dev->hyper_post_backward(dev, n, STREAMS, STREAM, weights + begin * MIX, r[0], r[1], r[2], r[3],
+                                    r[4], sums + begin * MIX);
+}
+OP(hyper_post_backward_in_place) {
+    return dev->hyper_post_backward(dev, n, STREAMS, STREAM, weights + begin * MIX, r[0], r[1], r[2], r[3],
+                                    r[2], sums + begin * MIX);
+}
+
+static wb_compress compress_of(int64_t n, const wb_rows *r) {
+    return (wb_compress){.T = n,
+                         .width = W / 2,
+                         .ratio = RATIO,
+                         .overlaps = true,
+                         .values = r[0],
+                         .gates = r[1],
+                         .bias = weights,
+                         .pos = pos,
+                         .runs = runs,
+                         .n_runs = 2};
+}
+OP(compress) {
+    const wb_compress args = compress_of(n, r);
+    return dev->compress_forward(dev, &args, r[2]);
+}
+OP(compress_backward) {
+    const wb_compress args = compress_of(n, r);
+    return dev->compress_backward(dev, &args, r[2], r[3], r[4], sums);
+}
+
+OP(indexer) {
+    const wb_indexer args = {.T = n,
+                             .n_heads = HEADS,
+                             .head_dim = HEAD_DIM,
+                             .top_k = LISTED,
+                             .q = r[0],
+                             .weights = weights + begin * HEADS,
+                             .keys = {RATIO, r[1], HEAD_DIM},
+                             .seq = seq + begin,
+                             .pos = pos + begin,
+                             .blocks = single,
+                             .max_blocks = T,
+                             .block_size = 1,
+                             .max_entries = T / RATIO,
+                             .listed = (int32_t *)(void *)sums + begin * LISTED};
+    return dev->indexer_topk(dev, &args);
+}
+
+/* r: q, k, entries */
+static wb_entry_attention entry_attention_of(int64_t n, const wb_rows *r) {
+    wb_entry_attention a = {attention_of(n, r, false), {RATIO, r[2], HEAD_DIM}, NULL, 0};
+    a.raw.v = a.raw.k, a.raw.window = 5, a.raw.sinks = vector;
+    return a;
+}
+OP(entry_attention) {
+    const wb_entry_attention a = entry_attention_of(n, r);
+    return dev->entry_attention_forward(dev, &a, r[3]);
+}
+OP(entry_attention_backward) {
+    const wb_entry_attention a = entry_attention_of(n, r);
+    return dev->entry_attention_backward(dev, &a, r[3], r[4], r[5], r[6], sums);
 }
 
 static void fill_pairs(int64_t n) {
@@ -412,6 +511,63 @@ static const op_case cases[] = {
       {"dq", W, OUT},
       {"dk", HEAD_DIM, SUM | WHOLE},
       {"dv", HEAD_DIM, SUM | WHOLE}}},
+    {"hyper_pre_forward", run_hyper_pre, true, false, false, {{"x", W, IN}, {"in", STREAM, OUT}}},
+    {"hyper_pre_backward",
+     run_hyper_pre_backward,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"din", STREAM, IN}, {"dx", W, SUM}}},
+    {"hyper_post_forward",
+     run_hyper_post,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"out", STREAM, IN}, {"y", W, OUT}}},
+    {"hyper_post_forward", run_hyper_post_in_place, true, false, false, {{"x", W, SUM}, {"out", STREAM, IN}}},
+    {"hyper_post_backward",
+     run_hyper_post_backward,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"out", STREAM, IN}, {"dy", W, IN}, {"dout", STREAM, OUT}, {"dx", W, OUT}}},
+    {"hyper_post_backward",
+     run_hyper_post_backward_in_place,
+     true,
+     false,
+     false,
+     {{"x", W, IN}, {"out", STREAM, IN}, {"dy", W, SUM}, {"dout", STREAM, OUT}}},
+    {"compress_forward",
+     run_compress,
+     false,
+     false,
+     false,
+     {{"values", W, IN}, {"gates", W, IN}, {"entries", W / 2, OUT}}},
+    {"compress_backward",
+     run_compress_backward,
+     false,
+     false,
+     false,
+     {{"values", W, IN}, {"gates", W, IN}, {"dentries", W / 2, IN}, {"dvalues", W, OUT}, {"dgates", W, OUT}}},
+    {"indexer_topk", run_indexer, true, true, false, {{"q", W, IN}, {"keys", HEAD_DIM, IN | WHOLE}}},
+    {"entry_attention_forward",
+     run_entry_attention,
+     true,
+     false,
+     false,
+     {{"q", W, IN}, {"k", HEAD_DIM, IN | WHOLE}, {"entries", HEAD_DIM, IN | WHOLE}, {"out", W, OUT}}},
+    {"entry_attention_backward",
+     run_entry_attention_backward,
+     false,
+     false,
+     false,
+     {{"q", W, IN},
+      {"k", HEAD_DIM, IN | WHOLE},
+      {"entries", HEAD_DIM, IN | WHOLE},
+      {"dout", W, IN},
+      {"dq", W, OUT},
+      {"dk", HEAD_DIM, SUM | WHOLE},
+      {"dentries", HEAD_DIM, SUM | WHOLE}}},
 };
 // clang-format on
 enum { N_CASES = sizeof cases / sizeof cases[0] };

@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Tokens of one sequence that have lists of entries. */
+enum { FAULT_TOKENS = 8, FAULT_RATIO = 2, FAULT_LISTED = 3 };
 enum { FAULT_T = 301, FAULT_K = 5, FAULT_E = 37, FAULT_V = 11, FAULT_H = 8 };
 
 typedef struct fault_test {
@@ -23,7 +25,7 @@ typedef struct fault_test {
     uint64_t rng;
     int failures;
     /* device: one array each of what the ops take */
-    void *ids, *logits, *weights, *dlogits, *table, *tokens, *places, *rows;
+    void *ids, *logits, *weights, *dlogits, *table, *tokens, *places, *rows, *lists, *positions;
     wb_dtype dtype; /* of ids */
     wb_router router;
 } fault_test;
@@ -69,6 +71,9 @@ static inline void fault_fill(fault_test *f) {
     fault_put(f, f->weights, floats, FAULT_T * FAULT_K * sizeof(float));
     fault_put(f, f->tokens, tokens, sizeof tokens);
     fault_put(f, f->table, table, sizeof table);
+    int32_t lists[FAULT_TOKENS * FAULT_LISTED];
+    for (int i = 0; i < FAULT_TOKENS * FAULT_LISTED; i++) lists[i] = -1;
+    fault_put(f, f->lists, lists, sizeof lists);
 }
 
 static inline void fault_open(fault_test *f) {
@@ -80,6 +85,11 @@ static inline void fault_open(fault_test *f) {
     f->tokens = fault_array(f, FAULT_T * sizeof(int32_t));
     f->places = fault_array(f, (2 * FAULT_T * FAULT_K + 2 * FAULT_E + 1) * sizeof(int32_t));
     f->rows = fault_array(f, (FAULT_T + FAULT_V) * FAULT_H * sizeof(float));
+    f->lists = fault_array(f, FAULT_TOKENS * FAULT_LISTED * sizeof(int32_t));
+    f->positions = fault_array(f, FAULT_TOKENS * sizeof(int32_t));
+    int32_t positions[FAULT_TOKENS];
+    for (int i = 0; i < FAULT_TOKENS; i++) positions[i] = i;
+    fault_put(f, f->positions, positions, sizeof positions);
     const int32_t zeros[FAULT_E] = {0};
     const float floats[(FAULT_T + FAULT_V) * FAULT_H] = {0};
     fault_put(f, f->places, zeros, sizeof zeros);
@@ -87,8 +97,8 @@ static inline void fault_open(fault_test *f) {
 }
 
 static inline void fault_close(fault_test *f) {
-    void *const arrays[] = {f->ids,   f->logits, f->dlogits, f->weights,
-                            f->table, f->tokens, f->places,  f->rows};
+    void *const arrays[] = {f->ids,    f->logits, f->dlogits, f->weights, f->table,
+                            f->tokens, f->places, f->rows,    f->lists,   f->positions};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) wb_device_free(f->dev, arrays[i]);
 }
 
@@ -148,6 +158,29 @@ static inline wb_status fault_embed(fault_test *f) {
                                  wb_f32_rows((float *)f->rows + FAULT_V * FAULT_H));
 }
 
+/* Rows of zeros as queries, keys and entries. */
+static inline wb_status fault_entries(fault_test *f) {
+    const wb_rows rows = wb_f32_rows(f->rows);
+    const wb_entry_attention args = {.raw = {.T = FAULT_TOKENS,
+                                             .n_heads = 1,
+                                             .n_kv_heads = 1,
+                                             .head_dim = FAULT_H,
+                                             .value_dim = FAULT_H,
+                                             .scale = 1,
+                                             .q = rows,
+                                             .k = rows,
+                                             .v = rows,
+                                             .seq = f->places,
+                                             .pos = f->positions,
+                                             .blocks = f->positions,
+                                             .max_blocks = FAULT_TOKENS,
+                                             .block_size = 1},
+                                     .entries = {FAULT_RATIO, rows, FAULT_H},
+                                     .listed = f->lists,
+                                     .max_listed = FAULT_LISTED};
+    return f->dev->entry_attention_forward(f->dev, &args, wb_rows_from(rows, FAULT_TOKENS * FAULT_H));
+}
+
 /* The logits as rows of E tokens. */
 static inline wb_status fault_sample(fault_test *f) {
     wb_sample_params params[FAULT_T];
@@ -205,6 +238,21 @@ static inline void fault_of_token(fault_test *f, int32_t token) {
     fault_found(f, fault_embed, text);
 }
 
+/* A list that names an entry that its token does not see, or the same one twice. */
+static inline void fault_of_entry(fault_test *f, bool twice) {
+    char text[128];
+    const int32_t row = 3 + (int32_t)fault_random(f, FAULT_TOKENS - 3), seen = (row + 1) / FAULT_RATIO;
+    const int32_t found =
+        twice ? (int32_t)fault_random(f, (uint32_t)seen) : seen + (int32_t)fault_random(f, 5);
+    if (twice) fault_plant(f, f->lists, sizeof found, row * FAULT_LISTED, found);
+    fault_plant(f, f->lists, sizeof found, row * FAULT_LISTED + twice, found);
+    snprintf(
+        text, sizeof text,
+        "entry_attention_forward: listed: row %d, place %d: expected ascending entries below %d, found %d",
+        row, twice, seen, found);
+    fault_found(f, fault_entries, text);
+}
+
 /* In two rows, of which the first is told. */
 static inline void fault_of_logits(fault_test *f) {
     char text[128];
@@ -247,6 +295,7 @@ static inline int device_fault_run(wb_device *dev, uint64_t seed) {
         if (dev->moe_plan) fault_of_id(&f, "moe_plan", fault_plan);
         if (dev->sample) fault_of_logits(&f);
         if (dev->embed_forward) fault_of_token(&f, i % 2 ? FAULT_V : -1);
+        if (dev->entry_attention_forward) fault_of_entry(&f, i % 2 == 1);
         fault_first_stays(&f);
     }
     fault_close(&f);

@@ -15,7 +15,7 @@ static char *pool;
 static size_t pool_used;
 static const size_t pool_bytes = (size_t)320 << 20;
 
-enum { BLOCK = 16, SAMPLED = 3 };
+enum { BLOCK = 16, SAMPLED = 3, WINDOW = 8, RATIO = 4, ITERATIONS = 3 };
 
 static void *zeros(int64_t n, size_t size) {
     const size_t bytes = ((size_t)n * size + 63) / 64 * 64;
@@ -161,6 +161,97 @@ static void run_attention(const trial *t) {
                                         zeros(t->most.n_heads, sizeof(float))));
 }
 
+/* Streams of T tokens. */
+static void run_streams(const trial *t) {
+    wb_device *dev = t->dev;
+    const int32_t S = t->most.n_streams;
+    const int64_t T = t->most.tokens, H = t->most.hidden, M = wb_hyper_width(S, ITERATIONS);
+    const wb_rows x = rows_of(t, T, S * H), y = rows_of(t, T, S * H), in = rows_of(t, T, H);
+    const wb_weight fn = weight_of(M, S * H);
+    float *products = zeros(T * M, sizeof(float)), *weights = zeros(T * M, sizeof(float));
+    const wb_matmul forward = wb_matmul_forward(T, x, fn, wb_f32_rows(products));
+    const wb_matmul back[] = {
+        wb_matmul_wgrad(T, S * H, M, wb_f32_rows(products), x, zeros(M * S * H, sizeof(float))),
+        wb_matmul_dgrad(T, wb_f32_rows(products), fn, y, true)};
+    const wb_hyper args = {.T = T,
+                           .H = H,
+                           .n_streams = S,
+                           .iterations = ITERATIONS,
+                           .eps = 1e-6f,
+                           .norm_eps = 1e-6f,
+                           .x = x,
+                           .products = products,
+                           .scale = zeros(3, sizeof(float)),
+                           .base = zeros(M, sizeof(float))};
+    assert_ok(dev->matmul(dev, 1, &forward));
+    assert_ok(dev->hyper_pre_forward(dev, &args, in, weights));
+    assert_ok(dev->hyper_post_forward(dev, T, S, H, weights, x, in, y));
+    BACKWARD(t, dev->hyper_post_backward(dev, T, S, H, weights, x, in, y, rows_of(t, T, H), y, weights));
+    BACKWARD(t, dev->hyper_pre_backward(dev, &args, in, weights, y, weights, zeros(3, sizeof(float)),
+                                        zeros(M, sizeof(float))));
+    BACKWARD(t, dev->matmul(dev, 2, back));
+}
+
+/* One sequence, whose rows and entries lie at the rows of its tokens. */
+static void run_entries(const trial *t) {
+    wb_device *dev = t->dev;
+    const int64_t T = t->most.tokens, C = t->most.compress_channels, hd = t->most.head_dim;
+    int32_t *pos = zeros(T, sizeof *pos), *blocks = zeros(T, sizeof *blocks), *seq = zeros(T, sizeof *seq);
+    wb_sequence_run *runs = zeros(1, sizeof *runs);
+    float *sinks = zeros(t->most.n_heads, sizeof *sinks);
+    runs[0] = (wb_sequence_run){0, (int32_t)T, -1};
+    for (int32_t i = 0; i < T; i++) blocks[i] = pos[i] = i;
+    const wb_compress compress = {.T = T,
+                                  .width = C / 2,
+                                  .ratio = RATIO,
+                                  .overlaps = true,
+                                  .values = rows_of(t, T, C),
+                                  .gates = rows_of(t, T, C),
+                                  .bias = zeros(RATIO * C, sizeof(float)),
+                                  .pos = pos,
+                                  .runs = runs,
+                                  .n_runs = 1};
+    const wb_indexer indexer = {.T = T,
+                                .n_heads = t->most.index_heads,
+                                .head_dim = t->most.index_dim,
+                                .top_k = 2,
+                                .q = rows_of(t, T, (int64_t)t->most.index_heads * t->most.index_dim),
+                                .weights = zeros(T * t->most.index_heads, sizeof(float)),
+                                .keys = {RATIO, rows_of(t, T, t->most.index_dim), t->most.index_dim},
+                                .seq = seq,
+                                .pos = pos,
+                                .blocks = blocks,
+                                .max_blocks = (int32_t)T,
+                                .block_size = 1,
+                                .max_entries = t->most.ranked_entries,
+                                .listed = zeros(T * 2, sizeof(int32_t))};
+    const wb_rows q = rows_of(t, T, t->q), k = rows_of(t, T, hd), entries = rows_of(t, T, hd);
+    const wb_entry_attention attention = {.raw = {.T = T,
+                                                  .n_heads = t->most.n_heads,
+                                                  .n_kv_heads = 1,
+                                                  .head_dim = (int32_t)hd,
+                                                  .value_dim = (int32_t)hd,
+                                                  .scale = 1,
+                                                  .window = WINDOW,
+                                                  .sinks = sinks,
+                                                  .q = q,
+                                                  .k = k,
+                                                  .v = k,
+                                                  .seq = seq,
+                                                  .pos = pos,
+                                                  .blocks = blocks,
+                                                  .max_blocks = (int32_t)T,
+                                                  .block_size = 1},
+                                          .entries = {RATIO, entries, hd}};
+    const wb_rows made = rows_of(t, T, C / 2), d = rows_of(t, T, C), out = rows_of(t, T, t->q);
+    assert_ok(dev->compress_forward(dev, &compress, made));
+    BACKWARD(t, dev->compress_backward(dev, &compress, made, d, rows_of(t, T, C),
+                                       zeros(RATIO * C, sizeof(float))));
+    assert_ok(dev->indexer_topk(dev, &indexer));
+    assert_ok(dev->entry_attention_forward(dev, &attention, out));
+    BACKWARD(t, dev->entry_attention_backward(dev, &attention, out, rows_of(t, T, t->q), k, entries, sinks));
+}
+
 /* The router of T tokens, and where their rows go: ids[k] = k for all, spread over the slots. */
 static void run_router(const trial *t) {
     wb_device *dev = t->dev;
@@ -276,6 +367,10 @@ static wb_op_sizes random_sizes(int number) {
                      .head_dim = 2 * (int32_t)WIDTH(3) / 4 + 2,
                      .value_dim = (int32_t)WIDTH(3) / 4 + 1,
                      .keys = rng_range(1, large == KEYS ? 6000 : 40),
+                     .index_heads = (int32_t)rng_range(1, 4),
+                     .index_dim = (int32_t)WIDTH(3) / 4 + 1,
+                     .n_streams = (int32_t)rng_range(1, 4),
+                     .compress_channels = 2 * WIDTH(1),
                      .router = {.type = WB_ROUTER_SIGMOID, .n_experts = E, .top_k = 1, .scale = 1},
                      .n_sources = 1,
                      .n_slots = (int32_t)rng_range(1, large == GROUPS ? 5000 : 60),
@@ -289,14 +384,17 @@ static wb_op_sizes random_sizes(int number) {
     if (grouped) s.router.n_experts = E / 4 * 4, s.router.n_group = E / 4, s.router.topk_group = 2;
     s.router.top_k = (int32_t)rng_range(1, 4);
     s.n_groups = (int32_t)rng_range(1, large == GROUPS ? 400 : s.n_slots);
+    s.ranked_entries = s.tokens / RATIO;
+    s.entry_keys = (s.tokens < WINDOW ? s.tokens : WINDOW) + s.ranked_entries;
     s.expert_rows = rng_range(0, 4 * s.tokens * s.router.top_k);
     return s;
 }
 
 /* All of them, one after the other, and how many they are. */
 typedef void scratch_family(const trial *t);
-static scratch_family *const families[] = {run_rows,   run_products, run_head,          run_attention,
-                                           run_router, run_experts,  run_other_experts, run_sampling};
+static scratch_family *const families[] = {run_streams,       run_entries,   run_rows,   run_products,
+                                           run_head,          run_attention, run_router, run_experts,
+                                           run_other_experts, run_sampling};
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
 static inline trial random_trial(int number) {
