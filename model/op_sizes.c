@@ -30,6 +30,7 @@ static void add_entries(const wb_config *c, int64_t keys, wb_op_sizes *most) {
     most->ranked_entries = sparse;
     most->index_heads = s->index_heads;
     most->index_dim = s->index_dim;
+    most->compress_channels = 2 * (c->head_dim > s->index_dim ? c->head_dim : s->index_dim);
     most->n_streams = c->hyper.n_streams;
 }
 
