@@ -302,6 +302,21 @@ WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
  * message that names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
+/* Where tokens go in the hash-routed layers of a model: not by a router's logits but by a table, the same for
+ * a token wherever it stands. */
+typedef struct wb_hash_routes {
+    uint32_t n_layers;          /* hash-routed layers */
+    const uint32_t *moe_layers; /* [n_layers] their indices among the MoE layers, ascending */
+    uint32_t vocab_size;        /* V */
+    const int32_t *ids;         /* host [n_layers][V][K] experts below E, distinct for a token */
+} wb_hash_routes;
+
+/* Whether the valid rows of a record, which has passed wb_record_check with `deep`, are those of the tables,
+ * in their order: MISMATCH names rid, position, layer and token of the first that is not, with the experts of
+ * both. `hash` is of the record's `model`. */
+WB_API wb_status wb_record_check_hash(const wb_route_model *model, const wb_hash_routes *hash,
+                                      const wb_record *record);
+
 /* ---- the dump: writing -------------------------------------------------------------------------- */
 
 /* How rows are stored, the order of choices kept. A reader learns it from the file. */

@@ -1,6 +1,7 @@
 /* architecture.c - what a model is built of: embedding, the family's layers, head; what its MTP layers are
  * built of; and the memory of all weights. Refuses: values, files, where experts are (expert_placement.c). */
 #include "config.h"
+#include "layers/hyper.h"
 #include "layers/layer.h"
 #include "model_mtp.h"
 #include "registry.h"
@@ -14,9 +15,14 @@ static void declare_part(wb_registry *registry, int32_t l, const wb_part *part) 
 static void declare_layer(wb_registry *registry, int32_t l) {
     wb_layer *layer = &registry->model->layers[l];
     const int64_t H = registry->model->config.hidden_size;
+    const int32_t iterations = registry->model->config.hyper.iterations;
     layer->mixer_norm = wb_registry_vector(registry, l, "input_layernorm.weight", H);
+    layer->mixer_hyper =
+        wb_hyper_declare(registry, l, "attn_hc.fn", "attn_hc.base", "attn_hc.scale", iterations);
     declare_part(registry, l, &layer->mixer);
     layer->feed_forward_norm = wb_registry_vector(registry, l, "post_attention_layernorm.weight", H);
+    layer->feed_forward_hyper =
+        wb_hyper_declare(registry, l, "ffn_hc.fn", "ffn_hc.base", "ffn_hc.scale", iterations);
     declare_part(registry, l, &layer->feed_forward);
 }
 
@@ -69,6 +75,8 @@ static void declare_decoder(wb_registry *registry) {
     m->embed = wb_registry_matrix(registry, -1, "model.embed_tokens.weight", V, H);
     for (int32_t l = 0; l < m->config.n_layers; l++) declare_layer(registry, l);
     m->final_norm = wb_registry_vector(registry, -1, "model.norm.weight", H);
+    m->end = wb_hyper_declare(registry, -1, "model.hc_head.hc_fn", "model.hc_head.hc_base",
+                              "model.hc_head.hc_scale", 0);
     m->lm_head =
         m->config.tie_word_embeddings ? m->embed : wb_registry_matrix(registry, -1, "lm_head.weight", V, H);
 }

@@ -70,8 +70,19 @@ static inline int64_t wb_delta_channels(const wb_delta_sizes *d) {
     return 2 * wb_delta_key_width(d) + wb_delta_value_width(d);
 }
 
+/* Attention over compressed entries, and hash-routed layers (config_compressed.c). */
+wb_status wb_config_read_compressed(const json_t *root, wb_config *config);
+wb_status wb_config_check_compressed(const wb_config *config);
+void wb_config_usual_compressed(wb_config *config); /* rates where they are 0, and kinds of layers */
+int32_t wb_config_compress_rate(const wb_config *config, int32_t layer); /* positions to an entry; 0: none */
+bool wb_config_is_sparse(const wb_config *config, int32_t layer);        /* an indexer chooses entries */
+bool wb_config_is_hash(const wb_config *config, int32_t layer);
+/* As wb_config_read_rope, of layers without entries and of those with some. */
+wb_status wb_config_read_two_ropes(const json_t *root, const wb_family_rules *rules, wb_config *config);
+
 /* They add their keys to a new config.json; non-zero: no memory. */
 int wb_config_write_mla(const wb_config *config, json_t *root);
+int wb_config_write_compressed(const wb_config *config, json_t *root);
 int wb_config_write_shared(const wb_config *config, json_t *root);
 int wb_config_write_windows(const wb_config *config, const wb_family_rules *rules, json_t *root);
 int wb_config_write_moe_layers(const wb_config *config, const wb_family_rules *rules, json_t *root);

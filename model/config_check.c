@@ -29,9 +29,9 @@ static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) 
     if (n_moe == 0) return wb_fail(WB_INVALID_ARGUMENT, "moe layers: expected at least one, found none");
     WB_TRY(wb_config_check_moe_layers(c, rules));
     WB_TRY(wb_config_check_windows(c, rules));
-    if (rules->expert_biases != (c->swiglu_limit > 0))
+    if ((rules->swiglu_limit > 0) != (c->swiglu_limit > 0))
         return wb_fail(WB_INVALID_ARGUMENT, "swiglu_limit: expected %s for %s, found %g",
-                       rules->expert_biases ? "a number above 0" : "0", rules->model_type,
+                       rules->swiglu_limit > 0 ? "a number above 0" : "0", rules->model_type,
                        (double)c->swiglu_limit);
     if (rules->check) WB_TRY(rules->check(c));
     WB_TRY(wb_config_in_range("shared experts: width", c->shared_width, 0, INT32_MAX / 2));
@@ -78,7 +78,15 @@ static wb_status check_total(const wb_config *c) {
               (double)c->mla.kv_rank * (2 * q + c->n_heads * (double)c->mla.value_dim);
     const wb_delta_sizes *d = &c->delta;
     double delta = (H + d->conv_width) * (double)(wb_delta_channels(d) + 2 * wb_delta_value_width(d));
-    double layer = 3 * H * q + delta + 2 * H * kv + 4 * (H + q + kv) + moe + dense + latent;
+    const wb_compressed_sizes *s = &c->compressed;
+    const double entry = 4.0 * (c->head_dim + s->index_dim), rates = (double)s->sparse_rate + s->heavy_rate;
+    double compressed =
+        (double)s->q_rank * (H + q + (double)s->index_heads * s->index_dim) + entry * (H + rates);
+    compressed += s->o_rank * (q + H * s->o_groups) + H * s->index_heads;
+    const double streams = c->hyper.n_streams, hyper = 2 * (streams + 2) * streams * (streams * H + 2);
+    const double tables = (double)c->vocab_size * c->router.top_k;
+    double layer = compressed + delta + hyper + tables + 3 * H * q + 2 * H * kv + 4 * (H + q + kv) + moe +
+                   dense + latent;
     double all = layer * ((double)c->n_layers + c->n_mtp_layers) + 2 * H * c->vocab_size + H +
                  (double)c->max_positions * c->head_dim;
     if (all < 0x1p60) return WB_OK;

@@ -5,13 +5,14 @@
 
 static void set_layers(wb_config *c, const wb_family_rules *rules) {
     const int32_t first = rules->moe_layers == WB_MOE_FROM_LAYER ? rules->first_dense : 0;
-    const bool alternate = rules->windows == WB_WINDOW_LAYER_TYPES;
+    const bool all = rules->windows == WB_WINDOW_ALL_KINDS,
+               alternate = rules->windows == WB_WINDOW_LAYER_TYPES;
     for (int32_t l = 0; l < c->n_layers; l++) {
         const uint64_t bit = UINT64_C(1) << (l % 64);
         if (l >= first) c->moe_layer_mask[l / 64] |= bit;
-        if (alternate && l % 2 == 0) c->window_layer_mask[l / 64] |= bit;
+        if (all || (alternate && l % 2 == 0)) c->window_layer_mask[l / 64] |= bit;
     }
-    c->window = alternate ? rules->window : 0;
+    c->window = all || alternate ? rules->window : 0;
 }
 
 /* Half of a head is rotated, and a latent is as wide as two heads. */
@@ -51,6 +52,22 @@ static void set_groups(wb_router *router, const wb_family_rules *rules) {
     router->topk_group = rules->topk_group;
 }
 
+/* The family's rates and layers; other sizes go by a head's width. */
+static void set_compressed(wb_config *c) {
+    wb_compressed_sizes *s = &c->compressed;
+    c->n_kv_heads = 1;
+    if (c->rotary_dim < 2) c->rotary_dim = 2;
+    if (s->q_rank == 0)
+        *s = (wb_compressed_sizes){.q_rank = 2 * c->head_dim,
+                                   .o_groups = c->n_heads % 2 == 0 ? 2 : 1,
+                                   .o_rank = c->head_dim,
+                                   .index_heads = c->n_heads,
+                                   .index_dim = c->head_dim,
+                                   .index_top_k = 512};
+    if (c->hyper.n_streams == 0) c->hyper = (wb_hyper_sizes){.n_streams = 4, .iterations = 20, .eps = 1e-6F};
+    wb_config_usual_compressed(c);
+}
+
 wb_status wb_config_complete(wb_config *config) {
     const wb_family_rules *rules = wb_family_rules_of(config->family);
     if (!rules)
@@ -82,9 +99,12 @@ wb_status wb_config_complete(wb_config *config) {
                    .swiglu_limit = rules->swiglu_limit,
                    .n_mtp_layers = config->n_mtp_layers,
                    .mla = config->mla,
-                   .delta = config->delta};
+                   .delta = config->delta,
+                   .compressed = config->compressed,
+                   .hyper = config->hyper};
     if (rules->latent_attention) set_mla(&c);
     if (rules->delta_net) set_delta(&c);
+    if (rules->read_rope) set_compressed(&c);
     set_groups(&c.router, rules);
     set_layers(&c, rules);
     *config = c;

@@ -159,7 +159,8 @@ static wb_status take_usual_windows(const json_t *root, wb_window_rule rule, wb_
     int32_t end = c->n_layers;
     if (rule == WB_WINDOW_SWITCH) WB_TRY(wb_json_int(root, "max_window_layers", 28, &end));
     for (int32_t l = 0; l < c->n_layers && l < end; l++)
-        set_bit(c->window_layer_mask, l, rule == WB_WINDOW_EVERY_LAYER || l % 2 == 0);
+        set_bit(c->window_layer_mask, l,
+                rule == WB_WINDOW_EVERY_LAYER || rule == WB_WINDOW_ALL_KINDS || l % 2 == 0);
     return WB_OK;
 }
 
@@ -182,8 +183,9 @@ wb_status wb_config_read_windows(const json_t *root, const wb_family_rules *rule
     int32_t window = 0;
     WB_TRY(read_window(root, rules, &on, &window));
     memset(c->window_layer_mask, 0, sizeof c->window_layer_mask);
-    if (types) WB_TRY(take_layer_types(types, on, c));
-    if (on && !types) WB_TRY(take_usual_windows(root, rules->windows, c));
+    const bool all = rules->windows == WB_WINDOW_ALL_KINDS;
+    if (types && !all) WB_TRY(take_layer_types(types, on, c));
+    if (on && (all || !types)) WB_TRY(take_usual_windows(root, rules->windows, c));
     for (size_t i = 0; i < WB_LAYER_MASK_WORDS; i++)
         if (c->window_layer_mask[i] != 0) c->window = window;
     return WB_OK;
@@ -197,7 +199,8 @@ wb_status wb_config_check_windows(const wb_config *c, const wb_family_rules *rul
     if (rules->windows == WB_WINDOW_NONE)
         return wb_fail(WB_INVALID_ARGUMENT, "sliding_window: expected none for %s, found %d",
                        rules->model_type, c->window);
-    const int32_t least = rules->windows == WB_WINDOW_EVERY_LAYER ? c->n_layers : 1;
+    const bool all = rules->windows == WB_WINDOW_EVERY_LAYER || rules->windows == WB_WINDOW_ALL_KINDS;
+    const int32_t least = all ? c->n_layers : 1;
     return wb_config_in_range("layers with a window", n, least, c->n_layers);
 }
 

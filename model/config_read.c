@@ -117,7 +117,7 @@ wb_status wb_config_parse(const json_t *root, const wb_family_rules *rules, wb_c
     WB_TRY(read_quantization(root, c));
     WB_TRY(read_sizes(root, rules, c));
     WB_TRY(wb_config_float(root, "rms_norm_eps", rules->norm_eps, &c->norm_eps));
-    WB_TRY(wb_config_read_rope(root, rules, c));
+    WB_TRY(rules->read_rope ? rules->read_rope(root, rules, c) : wb_config_read_rope(root, rules, c));
     WB_TRY(read_flag(root, "tie_word_embeddings", rules->tie_word_embeddings, &c->tie_word_embeddings));
     const char *bias = rules->attention_bias_key ? rules->attention_bias_key : "attention_bias";
     WB_TRY(read_flag(root, bias, rules->attention_bias, &c->attention_bias));

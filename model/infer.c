@@ -72,6 +72,20 @@ static wb_status state_shape_of(const wb_model *model, int32_t l, wb_state_shape
     return WB_OK;
 }
 
+/* The periods of a layer's tables are among those that a pass tells rows of. */
+static wb_status add_periods(wb_infer *infer, const wb_state_shape *shape) {
+    for (int32_t i = 0; i < shape->n_tables; i++) {
+        int32_t at = 0;
+        if (shape->period[i] == 0) continue;
+        while (at < WB_MAX_PERIODS && infer->periods[at] != 0 && infer->periods[at] != shape->period[i]) at++;
+        if (at == WB_MAX_PERIODS)
+            return wb_fail(WB_CAPACITY, "expected state with %d different periods at most, found more",
+                           WB_MAX_PERIODS);
+        infer->periods[at] = shape->period[i];
+    }
+    return WB_OK;
+}
+
 static wb_status open_pools(wb_infer *infer) {
     const int32_t n_layers = infer->model->config.n_layers;
     const int64_t alignment = WB_ARENA_ALIGNMENT;
@@ -79,7 +93,8 @@ static wb_status open_pools(wb_infer *infer) {
     WB_TRY(WB_OWN(&infer->memory.host, infer->pools, (size_t)n_layers, "KV pools"));
     for (int32_t l = 0; l < n_layers; l++) {
         wb_layer_pool *pool = &infer->pools[l];
-        const wb_status status = state_shape_of(infer->model, l, &pool->shape);
+        wb_status status = state_shape_of(infer->model, l, &pool->shape);
+        if (status == WB_OK) status = add_periods(infer, &pool->shape);
         if (status != WB_OK) return wb_fail_context(status, "state of layer %d", l);
         pool->sequence_offset = *bytes;
         *bytes += (pool->shape.sequence_bytes + alignment - 1) / alignment * alignment;
@@ -90,12 +105,13 @@ static wb_status open_pools(wb_infer *infer) {
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 static void layout_pools(wb_infer *infer, wb_arena *arena) {
-    const int64_t rows = (int64_t)infer->options.n_blocks * infer->options.block_size;
+    const wb_infer_options *o = &infer->options;
     for (int32_t l = 0; l < infer->model->config.n_layers; l++) {
         wb_layer_pool *pool = &infer->pools[l];
         for (int32_t i = 0; i < pool->shape.n_tables; i++)
-            wb_place(arena, &pool->tables[i], rows, pool->shape.width[i],
-                     wb_dtype_size(wb_state_dtype(infer->model)));
+            wb_place(arena, &pool->tables[i],
+                     o->n_blocks * wb_period_block_rows(o->block_size, pool->shape.period[i]),
+                     pool->shape.width[i], wb_dtype_size(wb_state_dtype(infer->model)));
     }
 }
 
@@ -112,12 +128,14 @@ static void layout(void *user, wb_arena *arena) {
     wb_infer *infer = user;
     const wb_model *model = infer->model;
     const int64_t T = infer->sizes.tokens, n = infer->options.max_logits, H = model->config.hidden_size;
+    const int64_t W = wb_model_stream_width(model);
     wb_arena_part(arena, "upload ring");
     wb_infer_layout_batch(infer, arena);
     wb_arena_part(arena, "activations");
-    wb_place_activations(arena, model, &infer->x, T, H);
-    wb_place_activations(arena, model, &infer->y, T, H);
+    wb_place_activations(arena, model, &infer->x, T, W);
+    wb_place_activations(arena, model, &infer->y, T, W);
     wb_place_activations(arena, model, &infer->last, n, H);
+    wb_head_rows_layout(&infer->head_rows, model, n, false, arena);
     wb_place_activations(arena, model, &infer->normed, n, H);
     if (model->decoder) {
         wb_place_activations(arena, model, &infer->hidden, T, H);
@@ -218,9 +236,8 @@ int64_t wb_infer_sequence_bytes(const wb_infer *infer) {
 static wb_status head_forward(wb_infer *infer, wb_rows x) {
     const wb_model *model = infer->model;
     const int64_t n = infer->inputs.n_logits;
-    wb_device *dev = model->device;
     const wb_rows last = wb_activations(model, &infer->last);
-    WB_TRY(dev->gather_rows(dev, n, model->config.hidden_size, infer->inputs.logit_rows.device, x, last));
+    WB_TRY(wb_head_take(model, &infer->head_rows, n, infer->inputs.logit_rows.device, x, last));
     return wb_head_forward(model, n, last, wb_activations(model, &infer->normed), infer->logits.data);
 }
 
@@ -247,7 +264,8 @@ static wb_rows last_output(const wb_infer *infer) {
 /* x (=) the input of the first layer. */
 static wb_status input_forward(wb_infer *infer, const wb_pass *pass, wb_rows x) {
     if (infer->decoder) return wb_infer_mtp_input(infer, pass->T, last_output(infer->hidden_of), x);
-    return wb_embed_forward(infer->model, pass->T, infer->inputs.tokens.device, x);
+    return wb_embed_forward(infer->model, pass->T, infer->inputs.tokens.device,
+                            wb_activations(infer->model, &infer->y), x);
 }
 
 /* *x_out: the last layer's output, [T, H]. */

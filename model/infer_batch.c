@@ -95,6 +95,8 @@ static wb_status check_batch(wb_infer *infer, const wb_infer_batch *batch) {
 static void walk_inputs(void *user, wb_arena *step) {
     wb_infer_inputs *in = user;
     wb_place_input(step, &in->pool_rows, in->T, sizeof(int64_t));
+    for (int i = 0; i < WB_MAX_PERIODS; i++)
+        wb_place_input(step, &in->period_rows[i], in->n_period_rows[i], sizeof(int64_t));
     wb_place_input(step, &in->tokens, in->T, sizeof(int32_t));
     wb_place_input(step, &in->pos, in->T, sizeof(int32_t));
     wb_place_input(step, &in->seq, in->T, sizeof(int32_t));
@@ -112,6 +114,8 @@ void wb_infer_layout_batch(wb_infer *infer, wb_arena *arena) {
                             .n_logits = o->max_logits,
                             .n_runs = o->max_sequences,
                             .n_hidden_rows = infer->decoder ? o->max_tokens : 0};
+    for (int i = 0; i < WB_MAX_PERIODS; i++)
+        most.n_period_rows[i] = infer->periods[i] > 0 ? o->max_tokens : 0;
     wb_place_ring(arena, &infer->ring, walk_inputs, &most);
     wb_routing_layout(infer->model, o->max_tokens, &infer->routing_stage, arena);
 }
@@ -143,6 +147,20 @@ static void put_pool_rows(const wb_infer *infer, const wb_infer_batch *batch, in
         const int32_t pos = batch->pos[t];
         rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_size +
                   pos % block_size;
+    }
+}
+
+/* Likewise in tables with a row for `period` positions. */
+static void put_period_rows(const wb_infer *infer, const wb_infer_batch *batch, int64_t n, int32_t period,
+                            int64_t *rows) {
+    const int32_t block_size = infer->options.block_size;
+    const int64_t block_rows = wb_period_block_rows(block_size, period);
+    for (int64_t t = 0; t < infer->inputs.T; t++) {
+        rows[t] = PADDING;
+        if (t >= n || (batch->pos[t] + 1) % period != 0) continue;
+        const int32_t pos = batch->pos[t];
+        rows[t] = batch->blocks[(int64_t)batch->seq[t] * batch->max_blocks + pos / block_size] * block_rows +
+                  pos % block_size / period;
     }
 }
 
@@ -191,6 +209,7 @@ static void size_inputs(wb_infer *infer, const wb_infer_batch *batch) {
     if (fixed) in->n_runs = batch->T < infer->options.max_sequences ? batch->T : infer->options.max_sequences;
     in->n_blocks = (int64_t)batch->n_seqs * in->max_blocks;
     in->n_hidden_rows = infer->decoder ? in->T : 0;
+    for (int i = 0; i < WB_MAX_PERIODS; i++) in->n_period_rows[i] = infer->periods[i] > 0 ? in->T : 0;
 }
 
 static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
@@ -199,6 +218,8 @@ static wb_status upload(wb_infer *infer, const wb_infer_batch *batch) {
     size_inputs(infer, batch);
     WB_TRY(wb_upload_begin(&infer->ring, walk_inputs, in));
     put_pool_rows(infer, batch, in->n_tokens, in->pool_rows.host);
+    for (int i = 0; i < WB_MAX_PERIODS && infer->periods[i] > 0; i++)
+        put_period_rows(infer, batch, in->n_tokens, infer->periods[i], in->period_rows[i].host);
     put(&in->tokens, batch->tokens, in->n_tokens);
     put(&in->pos, batch->pos, in->n_tokens);
     put(&in->seq, batch->seq, in->n_tokens);
@@ -272,6 +293,8 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
                           .state_rows = in->pool_rows.device,
                           .n_runs = in->n_runs,
                           .runs = in->runs.device};
+    for (int i = 0; i < WB_MAX_PERIODS; i++)
+        pass_out->periods[i] = (wb_period_rows){infer->periods[i], in->period_rows[i].device};
     WB_TRY(take_routing(infer, routing, pass_out));
     if (!infer->routing.planned) return WB_OK;
     return wb_planned_check(infer->model, &infer->routing_stage.planned, pass_out);

@@ -4,6 +4,7 @@
 
 #include "infer_graphs.h"
 #include "layers/block.h"
+#include "layers/head.h"
 #include "routing_check.h"
 #include "wb_upload_ring.h"
 
@@ -35,15 +36,17 @@ typedef struct wb_sequence_pool {
 typedef struct wb_infer_inputs {
     int64_t T, n_blocks, n_logits; /* entries of all block tables; rows, as many as are computed */
     int64_t n_runs, max_blocks;
-    int64_t n_hidden_rows;     /* T of MTP layers, else 0 */
-    wb_input hidden_rows;      /* int32 [n_hidden_rows] */
-    wb_input tokens, pos, seq; /* int32 */
-    wb_input runs;             /* wb_sequence_run [n_runs] */
-    wb_input pool_rows;        /* int64 */
-    wb_input blocks;           /* int32 [n_blocks] */
-    wb_input logit_rows;       /* int32 [n_logits] */
-    wb_input direction;        /* u8 [T] native, then padding */
-    int64_t n_tokens;          /* without the padding at the end */
+    int64_t n_hidden_rows;                 /* T of MTP layers, else 0 */
+    wb_input hidden_rows;                  /* int32 [n_hidden_rows] */
+    wb_input tokens, pos, seq;             /* int32 */
+    wb_input runs;                         /* wb_sequence_run [n_runs] */
+    wb_input pool_rows;                    /* int64 */
+    int64_t n_period_rows[WB_MAX_PERIODS]; /* T, 0 without such a period */
+    wb_input period_rows[WB_MAX_PERIODS];  /* int64 [n_period_rows] */
+    wb_input blocks;                       /* int32 [n_blocks] */
+    wb_input logit_rows;                   /* int32 [n_logits] */
+    wb_input direction;                    /* u8 [T] native, then padding */
+    int64_t n_tokens;                      /* without the padding at the end */
 } wb_infer_inputs;
 
 typedef struct wb_way_word wb_way_word;
@@ -54,13 +57,15 @@ struct wb_infer {
     wb_sizes sizes;
     wb_workspace memory;
     wb_block block;
-    wb_layer_pool *pools; /* [n_layers] */
+    wb_layer_pool *pools;            /* [n_layers] */
+    int32_t periods[WB_MAX_PERIODS]; /* of their tables; 0: none */
     wb_sequence_pool sequences;
 
     wb_upload_ring ring;
     wb_infer_inputs inputs;
     wb_routing routing;             /* of the latest batch, padding laid over it */
-    wb_buffer x, y;                 /* [T, H] residual stream, in turns */
+    wb_buffer x, y;                 /* [T, W] residual stream, in turns */
+    wb_head_rows head_rows;         /* [n_logits] */
     wb_buffer last, normed, logits; /* [n_logits, H], [n_logits, H], [n_logits, V] */
     wb_infer *mtp;                  /* of the model's MTP layers, in this one's memory; or NULL */
     const wb_infer *decoder;        /* of these: the one that they guess behind; else NULL */

@@ -4,6 +4,7 @@
 #include "config.h"
 #include "exchange_memory.h"
 #include "expert_placement.h"
+#include "hash_tables.h"
 #include "model_dispatch.h"
 #include "model_mtp.h"
 #include "registry.h"
@@ -42,6 +43,7 @@ static void layout(void *user, wb_arena *arena) {
     wb_arena_part(arena, "tables");
     wb_model_dispatch_layout(m, arena);
     wb_model_layout_rope(m, arena);
+    wb_hash_tables_layout(m, arena);
     wb_mtp_layout(m, arena);
 }
 
@@ -53,6 +55,7 @@ static wb_status declare_model(wb_model *m, const wb_config *config, const wb_mo
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
     WB_TRY(wb_model_dispatch_open(m, options->dispatch));
+    WB_TRY(wb_hash_tables_build(m));
     WB_TRY(wb_architecture_build(m));
     return wb_mtp_build(m, options->placement);
 }

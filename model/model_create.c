@@ -1,6 +1,7 @@
 /* model_create.c - a new model with random weights, the same bits for a seed on every machine and any number
  * of ranks. */
 #include "elements.h"
+#include "hash_tables.h"
 #include "model_weights.h"
 #include "wb_hash.h"
 #include "wb_random.h"
@@ -31,7 +32,7 @@ static bool ends_with(const char *name, const char *ending) {
 
 /* That of all elements of a new vector: biases and logarithms are 0, and norms multiply by 1. */
 static float constant_of(const wb_model *m, const wb_tensor *t) {
-    static const char *const zeros[] = {"bias", "sinks", "A_log"};
+    static const char *const zeros[] = {"bias", "base", "sink", "sinks", "A_log"};
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0]; i++)
         if (ends_with(t->name, zeros[i])) return 0.0f;
     return m->family->zero_centered_norms && !ends_with(t->name, "linear_attn.norm.weight") ? 0.0f : 1.0f;
@@ -93,6 +94,7 @@ static wb_status create_local(const wb_config *config, uint64_t seed, float std,
     if (!config) return wb_fail(WB_INVALID_ARGUMENT, "model config: NULL");
     WB_TRY(wb_config_check(config));
     WB_TRY(wb_model_new(config, wb_family_rules_of(config->family), options, model));
+    WB_TRY(wb_hash_tables_fill(*model, seed));
     return wb_model_fill_random(*model, seed, std);
 }
 

@@ -3,6 +3,7 @@
  * An expert with several replicas here is read once.
  * Refuses: tensors that are missing, surplus, of another shape or of no floating-point dtype. */
 #include "elements.h"
+#include "hash_tables.h"
 #include "registry.h"
 #include "tensor_source.h"
 #include "wb_hash.h"
@@ -24,7 +25,7 @@ typedef struct loader {
     float *scratch;        /* [CHUNK_ELEMENTS] of the widest dtype */
     float *values;         /* [CHUNK_ELEMENTS] */
     const char *quantized; /* the first tensor that is; owner: files */
-    size_t n_passed_over;  /* tensors of what images pass through */
+    size_t n_passed_over;  /* tensors that the family passes over */
     wb_owner memory;
 } loader;
 
@@ -122,10 +123,9 @@ static void surplus_layer(const loader *ld, const char *name, char *text_out, si
                  c->n_layers, c->n_mtp_layers);
 }
 
-/* What images pass through in a model of text and images. */
-static bool is_passed_over(const wb_model *model, const char *name) {
-    const char *prefix = model->family->passed_over;
-    return prefix && strncmp(name, prefix, strlen(prefix)) == 0;
+static bool is_passed_over(const loader *ld, const char *name) {
+    const char *beginning = ld->model->family->passed_over;
+    return beginning && strncmp(name, beginning, strlen(beginning)) == 0;
 }
 
 static wb_status check_surplus(loader *ld) {
@@ -134,7 +134,7 @@ static wb_status check_surplus(loader *ld) {
     for (size_t i = 0; i < wb_safetensors_count(ld->files); i++) {
         const char *name = wb_safetensors_name(ld->files, i);
         if (ld->used[i] || harmless(ld->model, name)) continue;
-        if (is_passed_over(ld->model, name)) {
+        if (is_passed_over(ld, name)) {
             ld->n_passed_over++;
             continue;
         }
@@ -154,9 +154,7 @@ static wb_status check_surplus(loader *ld) {
 /* What a person should know of what was read. */
 static wb_status make_notes(const loader *ld) {
     if (ld->n_passed_over > 0)
-        WB_TRY(wb_model_add_note(ld->model,
-                                 "%s: %zu tensors %s* are not of the language model: they were passed over, "
-                                 "and a save will be of a model of text",
+        WB_TRY(wb_model_add_note(ld->model, "%s: %zu tensors %s* were passed over, and are not saved",
                                  ld->dir, ld->n_passed_over, ld->model->family->passed_over));
     if (!ld->quantized) return WB_OK;
     return wb_model_add_note(ld->model, "%s: tensor %s: quantized weights were widened, and are saved as %s",
@@ -222,6 +220,7 @@ wb_status wb_model_load(wb_model *model, const wb_safetensors *files, const char
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.scratch, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = WB_OWN(&ld.memory, ld.values, (size_t)CHUNK_ELEMENTS, dir);
     if (status == WB_OK) status = load_all(&ld, model, digests_out);
+    if (status == WB_OK) status = wb_hash_tables_load(model, files, dir, ld.used);
     if (status == WB_OK) status = check_surplus(&ld);
     if (status == WB_OK && ld.quantized && has_bf16_matrix(model)) count_quantized_as_bf16(model);
     if (status == WB_OK) status = make_notes(&ld);

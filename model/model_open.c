@@ -1,5 +1,6 @@
 /* model_open.c - a model from a checkpoint directory. Refuses: what is in the files (model_load.c). */
 #include "config.h"
+#include "hash_tables.h"
 #include "registry.h"
 #include "wb_memory.h"
 #include "wb_tensor_io.h"
@@ -85,6 +86,8 @@ static wb_status load_local(wb_model *m, const wb_safetensors *files, const char
 /* All at once, and where they differ one by one, so that the error names the tensor. Collective. */
 static wb_status check_weights(const wb_model *m, const uint64_t *digests) {
     const size_t bytes = (size_t)n_tensors_of(m) * sizeof *digests;
+    const uint64_t tables = wb_hash_tables_digest(m);
+    WB_TRY(wb_comm_check_equal(m->comm, &tables, sizeof tables, "tables of hash-routed layers"));
     const wb_status status = wb_comm_check_equal(m->comm, digests, bytes, "weights");
     if (status != WB_PEER) return status;
     for (int32_t i = 0; i < n_tensors_of(m); i++)

@@ -4,6 +4,7 @@
 #include "config.h"
 #include "elements.h"
 #include "fused_save.h"
+#include "hash_tables.h"
 #include "model_weights.h"
 #include "replica_check.h"
 #include "wb_checkpoint_dir.h"
@@ -43,15 +44,17 @@ typedef struct listed {
 typedef struct shard {
     const wb_model *model;
     wb_fused_save *fused;
-    wb_tensor_view *views; /* [n], and then those of fused->tensors */
+    wb_tensor_view *views; /* [n], those of fused->tensors, and the tables of hash-routed layers */
     listed *tensors;       /* [n] */
-    size_t n;
+    size_t n, n_tables;
     uint8_t *chunk; /* host [CHUNK_BYTES] */
     wb_owner memory;
 } shard;
 
 static wb_status emit(void *ctx, size_t i, wb_new_file *file) {
     const shard *s = ctx;
+    const size_t n_floats = s->n + s->fused->n;
+    if (i >= n_floats) return wb_hash_table_write(s->model, (uint32_t)(i - n_floats), file);
     if (i >= s->n) return wb_fused_save_write(s->fused, i - s->n, file);
     wb_device *dev = s->model->device;
     const wb_tensor t = wb_model_tensor(s->tensors[i].model, s->tensors[i].i);
@@ -87,6 +90,13 @@ static void list_fused(shard *s) {
     }
 }
 
+/* Rank 0 writes them, behind all else. */
+static void list_tables(shard *s) {
+    s->n_tables = s->model->rank == 0 ? s->model->hash.n_layers : 0;
+    for (size_t i = 0; i < s->n_tables; i++)
+        s->views[s->n + s->fused->n + i] = wb_hash_table_view(s->model, (uint32_t)i);
+}
+
 static void list_tensors(shard *s, const wb_model *m) {
     for (int32_t i = 0; i < m->n_tensors; i++) {
         if (writer_of(m, i) != m->rank || is_fused(m, i)) continue;
@@ -103,7 +113,7 @@ static void list_tensors(shard *s, const wb_model *m) {
 
 static wb_status write_shard(const wb_model *m, wb_fused_save *fused, wb_new_file *file) {
     shard s = {.model = m, .fused = fused};
-    const size_t max = (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0);
+    const size_t max = (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0) + m->hash.n_layers;
     wb_status status = WB_OWN(&s.memory, s.views, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.tensors, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.chunk, CHUNK_BYTES, "shard");
@@ -111,7 +121,9 @@ static wb_status write_shard(const wb_model *m, wb_fused_save *fused, wb_new_fil
         list_tensors(&s, m);
         if (m->mtp) list_tensors(&s, m->mtp);
         list_fused(&s);
-        status = wb_safetensors_write_to(file, s.n + fused->n, s.views, "{\"format\": \"pt\"}", emit, &s);
+        list_tables(&s);
+        status = wb_safetensors_write_to(file, s.n + fused->n + s.n_tables, s.views, "{\"format\": \"pt\"}",
+                                         emit, &s);
     }
     if (status == WB_OK) status = wb_new_file_sync(file);
     wb_owner_close(&s.memory);
@@ -141,6 +153,12 @@ static int list_in_map(const wb_model *m, bool as_opened, json_t *map, int64_t *
         *total += t->n * (int64_t)wb_dtype_size(wb_saved_dtype(t, as_opened));
         const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
         if (json_object_set_new(map, written, json_string(name.text)) != 0) return 1;
+    }
+    for (uint32_t i = 0; i < m->hash.n_layers; i++) {
+        const wb_tensor_view view = wb_hash_table_view(m, i);
+        *total += (int64_t)view.bytes;
+        if (json_object_set_new(map, view.name, json_string(wb_shard_name_of(0, m->n_ranks).text)) != 0)
+            return 1;
     }
     return m->mtp ? list_in_map(m->mtp, as_opened, map, total) : 0;
 }

@@ -13,6 +13,8 @@
 #include "wb_exchange.h"
 #include "wb_model.h"
 
+#define WB_TENSOR_NAME_BYTES 128
+
 /* One storage: a weight matrix or vector, which is the same on every rank, or the slots of a MoE layer that
  * are this rank's, in slot order: gate_up [n_slots][2F][H] (rows gate 0..F-1, up F..2F-1), down
  * [n_slots][H][F]. */
@@ -33,9 +35,15 @@ typedef struct wb_part {
     void *weights;
 } wb_part;
 
+/* Of hyper-connections, f32: [M, S H], [M], [3] or [1]; -1: the model has none. */
+typedef struct wb_hyper_weights {
+    int32_t fn, base, scale;
+} wb_hyper_weights;
+
 typedef struct wb_layer {
     /* [H]. A layer's parameters are those from mixer_norm on, to the next layer's or to final_norm. */
     int32_t mixer_norm, feed_forward_norm;
+    wb_hyper_weights mixer_hyper, feed_forward_hyper;
     wb_part mixer, feed_forward;
 } wb_layer;
 
@@ -62,6 +70,7 @@ struct wb_model {
     int32_t n_params;
     wb_layer *layers;                   /* [n_layers]; in names they begin at that of first_layer */
     int32_t embed, final_norm, lm_head; /* lm_head = embed when tied */
+    wb_hyper_weights end;               /* hyper-connections before final_norm */
 
     wb_model *mtp;                   /* layers for multi-token prediction (model_mtp.h), or NULL */
     const wb_model *decoder;         /* of these: the model that they belong to; else NULL */
@@ -84,12 +93,20 @@ struct wb_model {
     wb_slot_traffic copied;
     wb_buffer copy_scratch;
 
-    wb_buffer cos_table, sin_table; /* f32 [max_positions, wb_model_rotary_dim / 2] */
+    /* f32 [max_positions, wb_model_rotary_dim / 2]; the second pair of layers with compressed entries */
+    wb_buffer cos_table, sin_table, entry_cos_table, entry_sin_table;
+    wb_buffer
+        ones; /* f32 [head_dim] the norm of heads without weights, where the model has compressed entries */
 
     wb_tensor *tensors; /* [n_tensors]; data filled at use by wb_model_tensor */
     int32_t n_tensors;
 
     wb_route_model route_model;
+    /* Of hash-routed layers (hash_tables.h); n_layers 0: there are none. */
+    wb_hash_routes hash;
+    int32_t *hash_ids;                        /* host [hash.n_layers][V][K], what hash.ids points to */
+    wb_buffer hash_tables;                    /* int32, the same */
+    char (*hash_names)[WB_TENSOR_NAME_BYTES]; /* [hash.n_layers] in checkpoints */
     /* Of the checkpoint that the model was opened from, or NULL: the text of its config.json, its small files
      * on rank 0, and what was ignored in it. */
     char *source_config;
@@ -186,6 +203,20 @@ wb_status wb_model_describe_routes(wb_model *model);
 static inline int32_t wb_model_rotary_dim(const wb_model *model) {
     if (model->config.mla.kv_rank > 0) return model->config.mla.rope_dim;
     return model->config.rotary_dim > 0 ? model->config.rotary_dim : model->config.head_dim;
+}
+
+/* Elements of a token's residual stream: H, or as many times H as there are streams. */
+static inline int64_t wb_model_stream_width(const wb_model *model) {
+    const int64_t S = model->config.hyper.n_streams;
+    return (S > 0 ? S : 1) * model->config.hidden_size;
+}
+
+static inline bool wb_model_is_hyper(const wb_model *model) {
+    return model->config.hyper.n_streams > 0;
+}
+
+static inline bool wb_model_has_entries(const wb_model *model) {
+    return model->config.compressed.q_rank > 0;
 }
 
 /* How much larger scores are made for a context that is `factor` times as long: 0.1 scale ln(factor) + 1,

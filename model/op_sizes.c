@@ -33,29 +33,44 @@ static int64_t widest_of(const wb_model *model) {
     return widest;
 }
 
+/* What a query of a model with compressed entries sees at most, of so many positions. */
+static void add_entries(const wb_config *c, int64_t keys, wb_op_sizes *most) {
+    const wb_compressed_sizes *s = &c->compressed;
+    if (s->q_rank == 0) return;
+    const int64_t window = c->window < keys ? c->window : keys, heavy = keys / s->heavy_rate,
+                  sparse = keys / s->sparse_rate;
+    most->entry_keys = window + (heavy > sparse ? heavy : sparse);
+    most->ranked_entries = sparse;
+    most->index_heads = s->index_heads;
+    most->index_dim = s->index_dim;
+    most->compress_channels = 2 * (c->head_dim > s->index_dim ? c->head_dim : s->index_dim);
+    most->n_streams = c->hyper.n_streams;
+}
+
 wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows) {
     const wb_config *config = &model->config;
     const wb_attention heads = heads_of(config);
     const wb_delta_sizes *d = &config->delta;
-    const wb_op_sizes most = {.tokens = sizes->tokens,
-                              .expert_rows = sizes->expert_rows,
-                              .hidden = config->hidden_size,
-                              .dense_width = widest_of(model),
-                              .expert_width = config->expert_width,
-                              .n_heads = config->n_heads,
-                              .n_kv_heads = heads.n_kv_heads,
-                              .head_dim = heads.head_dim,
-                              .value_dim = heads.value_dim,
-                              .keys = keys,
-                              .delta = {d->n_key_heads, d->n_value_heads, d->key_dim, d->value_dim},
-                              .router = config->router,
-                              .n_sources = model->n_ranks,
-                              .n_slots = wb_model_n_slots(model),
-                              .n_groups = (int32_t)wb_model_local_slots(model),
-                              .vocab_size = config->vocab_size,
-                              .head_rows = head_rows,
-                              .summed = sizes->backward ? largest_param(model) : 0,
-                              .dtype = model->activations,
-                              .backward = sizes->backward};
+    wb_op_sizes most = {.tokens = sizes->tokens,
+                        .expert_rows = sizes->expert_rows,
+                        .hidden = config->hidden_size,
+                        .dense_width = widest_of(model),
+                        .expert_width = config->expert_width,
+                        .n_heads = config->n_heads,
+                        .n_kv_heads = heads.n_kv_heads,
+                        .head_dim = heads.head_dim,
+                        .value_dim = heads.value_dim,
+                        .keys = keys,
+                        .delta = {d->n_key_heads, d->n_value_heads, d->key_dim, d->value_dim},
+                        .router = config->router,
+                        .n_sources = model->n_ranks,
+                        .n_slots = wb_model_n_slots(model),
+                        .n_groups = (int32_t)wb_model_local_slots(model),
+                        .vocab_size = config->vocab_size,
+                        .head_rows = head_rows,
+                        .summed = sizes->backward ? largest_param(model) : 0,
+                        .dtype = model->activations,
+                        .backward = sizes->backward};
+    add_entries(config, keys, &most);
     return model->device->reserve_scratch(model->device, &most);
 }

@@ -67,6 +67,23 @@ void wb_registry_usual_name(const wb_model *model, const wb_tensor *t, char usua
         snprintf(usual_out, size, "%s", usual_name(model, t->name));
 }
 
+static const char *released(const wb_model *model, const char *own) {
+    for (const wb_rename *r = model->family->released; r && r->usual; r++)
+        if (strcmp(r->usual, own) == 0) return r->own;
+    return own;
+}
+
+void wb_registry_released_name(const wb_model *model, const wb_tensor *t,
+                               char released_out[WB_TENSOR_NAME_BYTES]) {
+    const char *layers = wb_registry_name(model, "model.layers");
+    if (t->layer < 0)
+        snprintf(released_out, WB_TENSOR_NAME_BYTES, "%s", released(model, t->name));
+    else
+        snprintf(released_out, WB_TENSOR_NAME_BYTES, "%s.%d.%s", released(model, layers),
+                 t->layer + wb_model_first_layer(model),
+                 released(model, behind_dots(t->name, count_dots(layers) + 2)));
+}
+
 /* ---- declarations ---------------------------------------------------------------------------- */
 
 int32_t wb_registry_storage(wb_registry *registry, wb_dtype dtype, int64_t rows, int64_t cols) {

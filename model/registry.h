@@ -7,8 +7,6 @@
 
 #include "model_weights.h"
 
-#define WB_TENSOR_NAME_BYTES 128
-
 /* Declarations in checkpoint order. The same walk is made twice: it counts, then it fills. */
 typedef struct wb_registry {
     wb_model *model;
@@ -50,9 +48,12 @@ const char *wb_registry_name(const wb_model *model, const char *name);
 void wb_registry_full_name(const wb_model *model, int32_t layer, int32_t expert, const char *name,
                            char full_out[WB_TENSOR_NAME_BYTES]);
 
-/* The full name of a tensor as it would be without the family's renames. */
+/* The full name of a tensor as it would be without the family's renames, and as released checkpoints have
+ * it. */
 void wb_registry_usual_name(const wb_model *model, const wb_tensor *tensor,
                             char usual_out[WB_TENSOR_NAME_BYTES]);
+void wb_registry_released_name(const wb_model *model, const wb_tensor *tensor,
+                               char released_out[WB_TENSOR_NAME_BYTES]);
 
 /* Fills layers, params and tensors, by the placement, and places the memory of the params
  * (architecture.c). */

@@ -80,17 +80,49 @@ void wb_model_layout_rope(wb_model *m, wb_arena *arena) {
     const int64_t rows = m->config.max_positions, width = wb_model_rotary_dim(m) / 2;
     wb_place(arena, &m->cos_table, rows, width, sizeof(float));
     wb_place(arena, &m->sin_table, rows, width, sizeof(float));
+    if (!wb_model_has_entries(m)) return;
+    wb_place(arena, &m->entry_cos_table, rows, width, sizeof(float));
+    wb_place(arena, &m->entry_sin_table, rows, width, sizeof(float));
+    wb_place(arena, &m->ones, m->config.head_dim, 1, sizeof(float));
+}
+
+/* `host`: scratch for both. */
+static wb_status fill_pair(const wb_model *m, const wb_config *c, float *host, const wb_buffer *cos_table,
+                           const wb_buffer *sin_table) {
+    wb_device *dev = m->device;
+    const int32_t dim = wb_model_rotary_dim(m);
+    const size_t n = (size_t)c->max_positions * (size_t)(dim / 2), bytes = n * sizeof(float);
+    fill_rope(c, dim, host, host + n);
+    WB_TRY(dev->to_device(dev, cos_table->data, host, bytes));
+    return dev->to_device(dev, sin_table->data, host + n, bytes);
+}
+
+/* Of layers with entries, and without, which have no scaling. */
+static wb_status fill_two(wb_model *m, float *host) {
+    wb_config plain = m->config, entries = m->config;
+    plain.rope_scaling = (wb_rope_scaling){0};
+    entries.rope_theta = entries.compressed.rope_theta;
+    WB_TRY(fill_pair(m, &plain, host, &m->cos_table, &m->sin_table));
+    return fill_pair(m, &entries, host, &m->entry_cos_table, &m->entry_sin_table);
+}
+
+static wb_status fill_ones(wb_model *m) {
+    const size_t n = (size_t)m->config.head_dim;
+    float *host = NULL;
+    WB_TRY(WB_NEW(host, n, "norm of heads"));
+    for (size_t i = 0; i < n; i++) host[i] = 1;
+    const wb_status status = m->device->to_device(m->device, m->ones.data, host, n * sizeof *host);
+    free(host);
+    return status;
 }
 
 wb_status wb_model_fill_rope(wb_model *m) {
-    wb_device *dev = m->device;
-    const size_t n = (size_t)m->config.max_positions * (size_t)(wb_model_rotary_dim(m) / 2),
-                 bytes = n * sizeof(float);
+    const size_t n = (size_t)m->config.max_positions * (size_t)(wb_model_rotary_dim(m) / 2);
     float *host = NULL;
     WB_TRY(WB_NEW(host, 2 * n, "rope tables"));
-    fill_rope(&m->config, wb_model_rotary_dim(m), host, host + n);
-    wb_status status = dev->to_device(dev, m->cos_table.data, host, bytes);
-    if (status == WB_OK) status = dev->to_device(dev, m->sin_table.data, host + n, bytes);
+    const bool two = wb_model_has_entries(m);
+    const wb_status status =
+        two ? fill_two(m, host) : fill_pair(m, &m->config, host, &m->cos_table, &m->sin_table);
     free(host);
-    return status;
+    return status == WB_OK && two ? fill_ones(m) : status;
 }

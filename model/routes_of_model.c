@@ -28,6 +28,23 @@ __attribute__((format(printf, 2, 3))) static void add(text *t, const char *forma
     if (n > 0) t->used += (size_t)n < room ? (size_t)n : room - 1;
 }
 
+static void add_mask(text *t, const char *name, const uint64_t *mask) {
+    add(t, "\n%s", name);
+    for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, mask[i]);
+}
+
+/* Of models with hyper-connections, which have compressed attention too. */
+static void add_compressed(const wb_config *c, text *t) {
+    const wb_compressed_sizes *s = &c->compressed;
+    if (c->hyper.n_streams == 0) return;
+    add(t, "\nhyper %d %d %.9g", c->hyper.n_streams, c->hyper.iterations, (double)c->hyper.eps);
+    add(t, "\ncompressed %d %d %d %d %d %d %d %d %.17g", s->q_rank, s->o_groups, s->o_rank, s->sparse_rate,
+        s->heavy_rate, s->index_heads, s->index_dim, s->index_top_k, s->rope_theta);
+    add_mask(t, "sparse", s->sparse_layer_mask);
+    add_mask(t, "heavy", s->heavy_layer_mask);
+    add_mask(t, "hash", c->hash_layer_mask);
+}
+
 /* Named only where they change a choice, a weight or the function: models without them keep their
  * fingerprints. */
 static void add_options(const wb_config *c, text *t) {
@@ -55,6 +72,7 @@ static void add_options(const wb_config *c, text *t) {
         add(t, "\nwindow %d", c->window);
         for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, c->window_layer_mask[i]);
     }
+    add_compressed(c, t);
     if (s->type != WB_ROPE_PLAIN)
         add(t, "\nrope %d %.17g %.17g %.17g %d %.17g %.17g %.17g %d", (int)s->type, s->factor, s->beta_fast,
             s->beta_slow, s->original_positions, s->attention_factor, s->mscale, s->mscale_all_dim,

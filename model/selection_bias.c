@@ -52,7 +52,9 @@ wb_status wb_model_update_selection_bias(wb_model *model, float rate, const int6
     wb_status status = WB_OK;
     for (int32_t l = 0; status == WB_OK && l < model->config.n_layers; l++) {
         const wb_part *part = &model->layers[l].feed_forward;
-        if (part->kind == &wb_layer_moe) status = update_layer(model, part->weights, rate, loads, bias);
+        const wb_moe_weights *w = part->weights;
+        if (part->kind == &wb_layer_moe && w->selection_bias >= 0)
+            status = update_layer(model, w, rate, loads, bias);
     }
     free(bias);
     return status;

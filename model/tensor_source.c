@@ -50,14 +50,14 @@ static bool is_float(wb_dtype dtype) {
 /* ---- names ----------------------------------------------------------------------------------- */
 
 /* Of a tensor, or its name where it is that of a model of text within a model of text and images. */
-static size_t look_up(const search *s, const char *name) {
+static size_t look_up(const wb_model *model, const wb_safetensors *files, const char *name) {
     static const char usual[] = "model.";
-    const char *nested = s->model->family->nested_prefix;
+    const char *nested = model->family->nested_prefix;
     char other[2 * WB_TENSOR_NAME_BYTES];
-    const size_t index = wb_safetensors_lookup(s->files, name);
+    const size_t index = wb_safetensors_lookup(files, name);
     if (index != SIZE_MAX || !nested || strncmp(name, usual, sizeof usual - 1) != 0) return index;
     snprintf(other, sizeof other, "%s%s", nested, name + sizeof usual - 1);
-    return wb_safetensors_lookup(s->files, other);
+    return wb_safetensors_lookup(files, other);
 }
 
 /* ---- by itself, plain or FP8 ----------------------------------------------------------------- */
@@ -73,7 +73,7 @@ static wb_status take_scales(const search *s, const char *name) {
                        "config.json",
                        f->view.file, name);
     snprintf(scales, sizeof scales, "%s_scale_inv", name);
-    f->scales_index = look_up(s, scales);
+    f->scales_index = look_up(s->model, s->files, scales);
     if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, scales);
     WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
     const int64_t shape[2] = {(s->tensor->shape[0] + block[0] - 1) / block[0],
@@ -132,7 +132,7 @@ static size_t find_rows(const search *s, wb_fused_place *p) {
     size_t index = SIZE_MAX;
     for (size_t i = 0; i < 2 && index == SIZE_MAX; i++) {
         wb_registry_full_name(m, s->tensor->layer, -1, names[down][i], p->name);
-        index = look_up(s, p->name);
+        index = look_up(s->model, s->files, p->name);
     }
     return index;
 }
@@ -187,22 +187,28 @@ static wb_status find_in_experts(const search *s, bool *found_out) {
     return WB_OK;
 }
 
+size_t wb_tensor_lookup(const wb_model *model, const wb_safetensors *files, const wb_tensor *t) {
+    char other[WB_TENSOR_NAME_BYTES];
+    size_t at = look_up(model, files, t->name);
+    if (at != SIZE_MAX) return at;
+    wb_registry_released_name(model, t, other);
+    at = look_up(model, files, other);
+    if (at != SIZE_MAX) return at;
+    wb_registry_usual_name(model, t, other);
+    return look_up(model, files, other);
+}
+
 wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
                                 const wb_tensor *t, wb_tensor_source *source_out) {
-    char usual[WB_TENSOR_NAME_BYTES];
     *source_out = (wb_tensor_source){.scales_index = SIZE_MAX, .columns = t->n / t->shape[0]};
     const search s = {model, files, dir, t, source_out};
-    const size_t own = look_up(&s, t->name);
-    if (own != SIZE_MAX) return take_single(&s, t->name, own);
+    const size_t own = wb_tensor_lookup(model, files, t);
+    if (own != SIZE_MAX) return take_single(&s, wb_safetensors_name(files, own), own);
     if (t->expert >= 0) {
         bool found;
         WB_TRY(find_in_experts(&s, &found));
         if (found) return WB_OK;
     }
-    /* As another version of the family's own code may call it. */
-    wb_registry_usual_name(model, t, usual);
-    const size_t other = wb_safetensors_lookup(files, usual);
-    if (other != SIZE_MAX) return take_single(&s, usual, other);
     return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s %s", dir, t->name,
                    wb_shape_text(t->n_dims, t->shape).text);
 }

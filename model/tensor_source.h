@@ -34,6 +34,10 @@ typedef struct wb_shape {
 } wb_shape;
 wb_shape wb_shape_text(int32_t n_dims, const int64_t *shape);
 
+/* Which tensor of the files has all of it: by its name, as releases or as another version of the family's own
+ * code may call it; SIZE_MAX: none has. */
+size_t wb_tensor_lookup(const wb_model *model, const wb_safetensors *files, const wb_tensor *tensor);
+
 /* NOT_FOUND, MISMATCH and UNSUPPORTED name tensor, shape and file. */
 wb_status wb_tensor_source_find(const wb_model *model, const wb_safetensors *files, const char *dir,
                                 const wb_tensor *tensor, wb_tensor_source *source_out);

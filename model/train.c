@@ -36,18 +36,18 @@ static wb_status read_options(const wb_train_options *options, wb_train_options 
 static void layout(void *user, wb_arena *arena) {
     wb_train *train = user;
     const wb_model *model = train->model;
-    const int64_t T = train->sizes.tokens, H = model->config.hidden_size;
+    const int64_t T = train->sizes.tokens, W = wb_model_stream_width(model);
     const int64_t n_residuals = train->forward_only ? 2 : model->config.n_layers + 1;
     wb_arena_part(arena, "upload ring");
     wb_train_layout_batch(train, arena);
     wb_arena_part(arena, "activations kept");
-    wb_place_activations(arena, model, &train->residual, T * n_residuals, H);
+    wb_place_activations(arena, model, &train->residual, T * n_residuals, W);
     wb_block_layout(&train->block, &train->sizes, arena);
     wb_arena_part(arena, "logits");
     wb_train_layout_head(train, arena);
     if (train->forward_only) return;
     wb_arena_part(arena, "activations");
-    wb_place_activations(arena, model, &train->dx, T, H);
+    wb_place_activations(arena, model, &train->dx, T, W);
     wb_arena_part(arena, "gradients");
     wb_train_layout_grads(train, arena);
 }
@@ -120,8 +120,8 @@ static wb_status prepare_forward(wb_train *train, const wb_train_batch *batch, c
 static wb_status layers_forward(wb_train *train, const wb_router_probe *probe) {
     wb_pass pass = train->pass;
     pass.probe = probe;
-    WB_TRY(
-        wb_embed_forward(train->model, train->T, train->inputs.tokens.device, wb_train_residual(train, 0)));
+    WB_TRY(wb_embed_forward(train->model, train->T, train->inputs.tokens.device, wb_train_residual(train, 1),
+                            wb_train_residual(train, 0)));
     for (int32_t l = 0; l < train->model->config.n_layers; l++)
         WB_TRY(wb_block_forward(&train->block, l, &pass, NULL, wb_train_residual(train, l),
                                 wb_train_residual(train, l + 1)));
@@ -178,7 +178,8 @@ static wb_status layers_backward(wb_train *train, bool reduce) {
         WB_TRY(wb_block_backward(&train->block, l, &pass, wb_train_residual(train, l), train->grads, dx));
         if (reduce) WB_TRY(wb_train_reduce_ready(train, model->layers[l].mixer_norm));
     }
-    WB_TRY(wb_embed_backward(model, train->T, train->inputs.tokens.device, dx, train->grads));
+    WB_TRY(wb_embed_backward(model, train->T, train->inputs.tokens.device,
+                             wb_activations(model, &train->dhead), dx, train->grads));
     train->experts.grads_are_old = false;
     return reduce ? wb_train_finish_reduction(train) : WB_OK;
 }

@@ -32,6 +32,8 @@ void wb_train_layout_head(wb_train *train, wb_arena *arena) {
     wb_place_activations(arena, model, &train->head_x, n, H);
     wb_place_activations(arena, model, &train->head_norm, n, H);
     wb_place_activations(arena, model, &train->dhead, train->sizes.backward ? n : chunk, H);
+    wb_head_rows_layout(&train->head_rows, model, n, train->sizes.backward, arena);
+    if (wb_model_is_hyper(model)) wb_place_activations(arena, model, &train->mixed, chunk, H);
     wb_place(arena, &train->logits, chunk, V, sizeof(float));
     wb_place(arena, &train->logprobs, n, 1, sizeof(float));
     WB_PLACE_HOST(arena, train->host_logprobs, n);
@@ -48,7 +50,7 @@ wb_status wb_train_head_forward(wb_train *train, wb_rows x) {
     const wb_rows rows_x = wb_activations(model, &train->head_x),
                   normed = wb_activations(model, &train->head_norm);
     float *logprobs = train->logprobs.data;
-    WB_TRY(dev->gather_rows(dev, n, H, train->inputs.head_rows.device, x, rows_x));
+    WB_TRY(wb_head_take(model, &train->head_rows, n, train->inputs.head_rows.device, x, rows_x));
     for (int64_t start = 0; start < n; start += train->chunk_rows) {
         const int64_t rows = rows_from(train, start, n), at = start * H;
         wb_distribution of;
@@ -67,14 +69,15 @@ wb_status wb_train_logits(wb_train *train, float *logits_out) {
     wb_device *dev = model->device;
     if (!train->forward_done)
         return wb_fail(WB_INVALID_ARGUMENT, "logits: expected a forward before, found none");
-    const int64_t H = model->config.hidden_size, V = model->config.vocab_size;
+    const int64_t W = wb_model_stream_width(model), V = model->config.vocab_size;
     const wb_rows x = wb_train_residual(train, model->config.n_layers);
     /* The norm's rows go to dhead: head_norm belongs to the backward that may be due. */
     train->logits_kept = false;
     for (int64_t start = 0; start < train->T; start += train->chunk_rows) {
         const int64_t rows = rows_from(train, start, train->T);
-        WB_TRY(wb_head_forward(model, rows, wb_rows_from(x, start * H), wb_activations(model, &train->dhead),
-                               train->logits.data));
+        wb_rows mixed = wb_activations(model, &train->mixed);
+        WB_TRY(wb_head_mix(model, &train->head_rows, rows, wb_rows_from(x, start * W), &mixed));
+        WB_TRY(wb_head_forward(model, rows, mixed, wb_activations(model, &train->dhead), train->logits.data));
         WB_TRY(dev->to_host(dev, logits_out + start * V, train->logits.data,
                             (size_t)(rows * V) * sizeof(float)));
     }
@@ -106,6 +109,6 @@ wb_status wb_train_head_backward(wb_train *train, wb_rows dx) {
                                        wb_rows_from(dhead, at)));
     }
     WB_TRY(wb_head_norm_backward(model, n, x, dhead, train->grads, dhead));
-    WB_TRY(dev->zero(dev, dx.data, (size_t)(train->T * H) * wb_dtype_size(dx.dtype)));
-    return dev->scatter_rows(dev, n, H, train->inputs.head_rows.device, dhead, dx);
+    return wb_head_take_backward(model, &train->head_rows, n, train->inputs.head_rows.device, train->T, dhead,
+                                 train->grads, dx);
 }

@@ -4,6 +4,7 @@
 #define WB_TRAIN_STATE_H
 
 #include "layers/block.h"
+#include "layers/head.h"
 #include "routing_check.h"
 #include "slot_traffic.h"
 #include "wb_upload_ring.h"
@@ -81,23 +82,25 @@ struct wb_train {
     bool *is_head;      /* host [T] the row has a target and is not padding */
     wb_buffer residual; /* of each wb_train_residual */
 
+    wb_head_rows head_rows;             /* [n] */
     wb_buffer head_x, head_norm, dhead; /* [n, H] */
+    wb_buffer mixed;                    /* [chunk_rows, H] of hyper-connections, for logits */
     int64_t chunk_rows;                 /* of the head at most */
     wb_buffer logits, dlogits;          /* [chunk_rows, V]; the latter bf16, where activations are */
     wb_buffer logprobs, dlogprobs;      /* [n_head] */
     float *host_logprobs;               /* host [n_head] both of them */
-    wb_buffer dx;                       /* [T, H] */
+    wb_buffer dx;                       /* [T, W] */
     wb_buffer buckets;                  /* gradients in transit and scratch for their sums */
     grad_reduction reduction;
     train_experts experts;
     wb_routing_stage routing_stage;
 };
 
-/* Input of layer l, [T, H]; of n_layers: the output of the last. */
+/* Input of layer l, [T, W]; of n_layers: the output of the last. */
 static inline wb_rows wb_train_residual(const wb_train *train, int32_t l) {
     const int64_t place = train->forward_only ? l % 2 : l;
     return wb_rows_from(wb_activations(train->model, &train->residual),
-                        place * train->T * train->model->config.hidden_size);
+                        place * train->T * wb_model_stream_width(train->model));
 }
 
 /* ---- gradients (train_grads.c) -------------------------------------------------------------------- */

@@ -50,7 +50,8 @@ extern "C" {
     X(DEEPSEEK_V2, deepseek_v2) \
     X(DEEPSEEK_V3, deepseek_v3) \
     X(QWEN3_NEXT, qwen3_next)   \
-    X(QWEN3_5_MOE, qwen3_5_moe)
+    X(QWEN3_5_MOE, qwen3_5_moe) \
+    X(DEEPSEEK_V4, deepseek_v4)
 
 #define X(NAME, name) WB_FAMILY_##NAME,
 typedef enum wb_family { WB_FAMILY_LIST(X) } wb_family;
@@ -78,6 +79,29 @@ typedef struct wb_delta_sizes {
     int32_t conv_width;                 /* taps of the convolution that queries, keys and values go through */
     uint64_t layer_mask[16];            /* bit l: layer l has it in place of attention */
 } wb_delta_sizes;
+
+/* Attention of one head of keys, which are the values too, over the last `window` positions and over entries
+ * that a compressor makes of all positions, so many to an entry. All zero: the model has none. */
+typedef struct wb_compressed_sizes {
+    int32_t q_rank; /* of the two factors of q's projection */
+    int32_t o_groups,
+        o_rank; /* the output's heads are in groups, each of which its first factor makes o_rank of */
+    /* Bits as in moe_layer_mask. In a sparse layer an entry is of sparse_rate positions and as many before,
+     * and an indexer chooses index_top_k of the entries for each token; in a heavy one it is of heavy_rate
+     * positions, and all are seen; in a layer that is neither there are none. */
+    uint64_t sparse_layer_mask[16], heavy_layer_mask[16];
+    int32_t sparse_rate, heavy_rate;
+    int32_t index_heads, index_dim, index_top_k;
+    double rope_theta; /* of the layers with entries, which alone have rope_scaling */
+} wb_compressed_sizes;
+
+/* Hyper-connections: the residual stream of a token is n_streams rows, from which each part of a layer reads
+ * a mixture, and into which its result and a mixture of them go. n_streams 0: one row, to which is added. */
+typedef struct wb_hyper_sizes {
+    int32_t n_streams;
+    int32_t iterations; /* that make the mixture doubly stochastic */
+    float eps;
+} wb_hyper_sizes;
 
 /* How the frequencies of the rotary embedding are scaled, for longer contexts than a model began with. */
 typedef enum wb_rope_type { WB_ROPE_PLAIN, WB_ROPE_LINEAR, WB_ROPE_YARN } wb_rope_type;
@@ -122,8 +146,7 @@ typedef struct wb_config {
      * them; the others see all. Both 0: none. */
     int32_t window;
     uint64_t window_layer_mask[16];
-    /* Of experts whose SwiGLU is clamped (wb_clamped_swiglu); they and routers have biases. 0: neither. */
-    float swiglu_limit;
+    float swiglu_limit; /* of experts whose SwiGLU is clamped (wb_clamped_swiglu); 0: it is not */
     /* Rows and columns that share a scale in weights that its files hold in FP8; 0: none are. Such
      * weights, and those in MXFP4, are widened when they are read. */
     int32_t weight_block[2];
@@ -137,6 +160,11 @@ typedef struct wb_config {
     /* [MoE layers] experts chosen for a token in each, of which router.top_k is the largest; [0] is 0:
      * router.top_k in all. */
     uint32_t layer_top_k[1024];
+    wb_compressed_sizes compressed;
+    wb_hyper_sizes hyper;
+    /* Bits as above: MoE layers whose choices are a table by token id (wb_hash_routes); the others' are the
+     * router's. */
+    uint64_t hash_layer_mask[16];
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
@@ -181,6 +209,14 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);
+
+/* The tables of the hash-routed layers of the model in DIR, read from its checkpoint alone. */
+typedef struct wb_hash_file wb_hash_file;
+/* Where the engine does not run the model, or the model has no such layers, no file but config.json is read.
+ * Errors as of wb_model_open. */
+WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
+WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
+WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
 
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
@@ -272,6 +308,9 @@ WB_API wb_status wb_model_save_as_opened(wb_model *model, const char *dir);
 WB_API const wb_config *wb_model_config(const wb_model *model);
 /* Fingerprint, MoE layers, E, K; owner: model. */
 WB_API const wb_route_model *wb_model_routes(const wb_model *model);
+/* The tables of its hash-routed layers, with which wb_record_check_hash compares records; NULL where it has
+ * no such layers. Owner: model. */
+WB_API const wb_hash_routes *wb_model_hash_routes(const wb_model *model);
 /* Its layers for multi-token prediction, which stand behind the decoder's in a checkpoint, as a model of
  * their own, whose weights are copied, saved and compared along with those of `model`. Its list of tensors,
  * its routes, its placement and its gradients do not know them. NULL where there are none. Owner: `model`. */

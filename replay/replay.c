@@ -6,7 +6,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-WB_OPTIONS_END(wb_replay_options, reserved);
+WB_OPTIONS_END(wb_replay_options, hash);
 static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
 
 void wb_replay_options_init(wb_replay_options *options_out, size_t size) {
@@ -34,6 +34,11 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
                        o->n_layers, o->first_layer, model->n_moe_layers);
     if (o->indexer && model->n_indexer_layers == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: indexer: the model has no layer with an indexer");
+    for (uint32_t i = 0; o->hash && i < o->hash->n_layers; i++)
+        if (o->hash->moe_layers[i] >= model->n_moe_layers)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "replay: hash: expected MoE layers below %" PRIu32 ", found %" PRIu32,
+                           model->n_moe_layers, o->hash->moe_layers[i]);
     return WB_OK;
 }
 

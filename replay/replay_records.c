@@ -11,6 +11,8 @@ wb_status wb_replay_add(wb_replay *r, const wb_route_model *from, const wb_recor
     if (wb_route_model_match(&r->model, from) != WB_OK)
         return wb_fail_context(WB_MISMATCH, "replay: record %s", record->rid ? record->rid : "(no rid)");
     WB_TRY(wb_record_check(&r->model, record, true));
+    if (r->options.hash && wb_record_check_hash(&r->model, r->options.hash, record) != WB_OK)
+        return wb_fail_context(WB_MISMATCH, "replay");
     uint64_t before;
     size_t length = strlen(record->rid);
     if (wb_string_table_find(&r->rids, record->rid, length, &before))

@@ -59,6 +59,10 @@ typedef struct wb_replay_options {
      * for a model that has indexers. False (default): every row chooses there by itself. */
     bool indexer;
     uint8_t reserved[3]; /* zero */
+    /* The tables of the model's hash-routed layers (wb_model_hash_routes), with which records are compared
+     * when they are added: there a row that is not the table's is of another model, or was damaged. Borrowed
+     * until the close. NULL: nothing is compared. */
+    const wb_hash_routes *hash;
 } wb_replay_options;
 /* Strict, 1 rank, all layers, no placement, no indexers. `size`: sizeof the caller's struct. */
 WB_API void wb_replay_options_init(wb_replay_options *options_out, size_t size);
@@ -77,7 +81,8 @@ WB_API void wb_replay_close(wb_replay *replay); /* NULL is a no-op */
 WB_API const wb_route_model *wb_replay_model(const wb_replay *replay);
 
 /* Makes a record known under its rid. `from`: the model it was recorded with; MISMATCH unless it is the
- * trained one (fingerprint). Ids out of range or repeated within a layer, and a rid added twice, are
+ * trained one (fingerprint), and for a row that is not that of options.hash: rid, position, layer and token.
+ * Ids out of range or repeated within a layer, and a rid added twice, are
  * refused. The record is borrowed: what it points to must stay until wb_replay_clear or close. */
 WB_API wb_status wb_replay_add(wb_replay *replay, const wb_route_model *from, const wb_record *record);
 /* Forgets records, plan and metrics; an open step is dropped. */

@@ -92,7 +92,7 @@ wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_r
     const int64_t E = wb_config_weighted(config);
     const int64_t n_local = part_begin(E, of_rank + 1, n_ranks) - part_begin(E, of_rank, n_ranks);
     const size_t F = (size_t)config->expert_width, H = (size_t)config->hidden_size;
-    const size_t biases = config->swiglu_limit > 0 ? 2 * F + H : 0;
+    const size_t biases = config->family == WB_FAMILY_GPT_OSS ? 2 * F + H : 0;
     const size_t experts = (size_t)(n_moe * n_local) * (3 * F * H + biases);
     const size_t matrices = (all - rounded) / sizeof(uint16_t);
     *moments_out = 2 * kept_elements(all / sizeof(float), experts, n_ranks) * sizeof(float);

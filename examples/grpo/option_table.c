@@ -166,7 +166,8 @@ const option_row option_rows[] = {
     {"--make-base", INSTEAD, TEXT, FREE, FIELD(make_base), 0, 0, NULL, "DIR",
      "instead of training: make a tiny model, warm it up on arithmetic, save it in DIR"},
     {"--family", INSTEAD, CHOICE, FREE, FIELD(family), 0, 0,
-     "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss|deepseek_v2|deepseek_v3|qwen3_next|qwen3_5_moe",
+     "qwen3_moe|olmoe|qwen2_moe|glm4_moe|mixtral|gpt_oss|deepseek_v2|deepseek_v3|qwen3_next|qwen3_5_moe|"
+     "deepseek_v4",
      "NAME", "of --make-base"},
     {"--warmup-steps", INSTEAD, INTEGER, FREE, FIELD(warmup_steps), 0, MANY, NULL, "N",
      "supervised steps of --make-base"},

@@ -80,6 +80,7 @@ static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_rep
     wb_replay_options replay = wb_replay_options_default();
     replay.missing = missing;
     replay.placement = wb_model_placement(t->model);
+    replay.hash = wb_model_hash_routes(t->model);
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
 }
 

@@ -40,10 +40,13 @@ typedef enum wb_window_rule {
     /* those that layer_types calls sliding_attention; without it layer 0 and every second one */
     WB_WINDOW_LAYER_TYPES,
     /* the same where use_sliding_window is true, without layer_types of the first max_window_layers */
-    WB_WINDOW_SWITCH
+    WB_WINDOW_SWITCH,
+    /* all, beside what else layer_types gives them, which the family reads */
+    WB_WINDOW_ALL_KINDS
 } wb_window_rule;
 
-typedef struct wb_family_rules {
+typedef struct wb_family_rules wb_family_rules;
+struct wb_family_rules {
     const char *model_type, *architecture; /* of config.json */
     const char *const *other_types;        /* model types of the same models, up to NULL; or NULL: none */
     const char *file_type; /* model_type of a new file, where that is another one; NULL: model_type */
@@ -77,10 +80,12 @@ typedef struct wb_family_rules {
     int32_t n_shared;    /* shared experts of a new model */
     wb_window_rule windows;
     int32_t window;     /* sliding_window where a rule asks for it; 0: none */
-    float swiglu_limit; /* of families with expert_biases; 0: not clamped */
+    float swiglu_limit; /* 0: the SwiGLU of experts is not clamped */
 
-    /* ---- keys that only this family has; all three may be NULL ---- */
+    /* ---- keys that only this family has; all four may be NULL ---- */
 
+    /* In place of wb_config_read_rope (config.h). */
+    wb_status (*read_rope)(const json_t *root, const wb_family_rules *rules, wb_config *config);
     /* Into *config, in which the sizes and the layers that are MoE are set already. */
     wb_status (*read)(const json_t *root, wb_config *config);
     wb_status (*check)(const wb_config *config);
@@ -98,7 +103,7 @@ typedef struct wb_family_rules {
      * z] and [b | a]. */
     bool grouped_delta;
     bool sinks; /* attention has a logit a head beside those of the keys: self_attn.sinks */
-    /* Routers and experts have biases, and the SwiGLU of experts is clamped at swiglu_limit. */
+    /* Routers and experts have biases, and a clamped SwiGLU adds 1 to `up`. */
     bool expert_biases;
     /* In files all experts of a layer are one tensor, transposed, columns of gate and up in turn
      * (fused_experts.h). */
@@ -110,11 +115,13 @@ typedef struct wb_family_rules {
     /* False: layers for multi-token prediction are numbered behind the decoder's. True: they are
      * mtp.layers.<i>, all share what stands before and behind the block, and files need not say how many. */
     bool own_mtp_names;
-    /* What "model." may be in files of models of text and images, and what the names begin with that are
-     * passed over in them; or NULL. */
-    const char *nested_prefix, *passed_over;
-    const wb_rename *renames; /* up to {NULL, NULL}; NULL: all names are the usual ones */
-} wb_family_rules;
+    const char *nested_prefix; /* what "model." may be in files of models of text and images; or NULL */
+    const wb_rename *renames;  /* up to {NULL, NULL}; NULL: all names are the usual ones */
+    /* Of the names by `renames`, or parts of them, what released checkpoints have in their place; or NULL. */
+    const wb_rename *released;
+    const char
+        *passed_over; /* how tensors begin that checkpoints have and nobody reads here; NULL: none do */
+};
 
 /* wb_family_<name> of each family of the list, and how many there are. */
 #define X(NAME, name) extern const wb_family_rules wb_family_##name;

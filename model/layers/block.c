@@ -4,7 +4,9 @@
  * Refuses: what a part computes.
  *
  *   mid = x + mixer(norm(x))
- *   y = mid + feed_forward(norm(mid)) */
+ *   y = mid + feed_forward(norm(mid))
+ *
+ * or, with hyper-connections, what they read in place of norm's argument and write in place of the sum. */
 #include "layers/block.h"
 
 #include <inttypes.h>
@@ -80,10 +82,12 @@ static void layout_kept(wb_block *block, int32_t l, int which, const wb_sizes *s
                         void *worker, wb_arena *arena) {
     const wb_layer_kind *kind = part_of(block, l, which)->kind;
     const int64_t T = sizes->tokens, H = block->model->config.hidden_size;
+    const int64_t W = wb_model_stream_width(block->model);
     wb_sizes own = *sizes;
     own.scratch_of = shared_worker(block, kind);
     wb_place_activations(arena, block->model, &kept->input, T, H);
-    if (which == WB_MIXER) wb_place_activations(arena, block->model, &kept->mid, T, H);
+    if (which == WB_MIXER) wb_place_activations(arena, block->model, &kept->mid, T, W);
+    wb_hyper_layout(&kept->hyper, block->model, T, arena);
     kind->layout(worker, block->model, &own, arena);
 }
 
@@ -172,20 +176,30 @@ wb_status wb_block_agree(wb_block *block) {
     return WB_OK;
 }
 
+static void layout_gradients(wb_block *block, int64_t T, wb_arena *arena) {
+    const wb_model *model = block->model;
+    const wb_hyper_sizes *hyper = &model->config.hyper;
+    const int64_t H = model->config.hidden_size;
+    wb_place_activations(arena, model, &block->dmid, T, wb_model_stream_width(model));
+    wb_place_activations(arena, model, &block->dnorm, T, H);
+    if (!wb_model_is_hyper(model)) return;
+    wb_place_activations(arena, model, &block->dout, T, H);
+    wb_place(arena, &block->dweights, T, wb_hyper_width(hyper->n_streams, hyper->iterations), sizeof(float));
+}
+
 void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
     wb_model *model = block->model;
     wb_kept *mixer = &block->shared[WB_MIXER], *feed_forward = &block->shared[WB_FEED_FORWARD];
-    const int64_t T = sizes->tokens, H = model->config.hidden_size;
+    const int64_t T = sizes->tokens, H = model->config.hidden_size, W = wb_model_stream_width(model);
     block->runs_ahead = !sizes->backward;
     block->ready = -1;
     wb_arena_part(arena, "activations");
     wb_place_activations(arena, model, &mixer->input, T, H);
-    wb_place_activations(arena, model, &mixer->mid, T, H);
+    wb_place_activations(arena, model, &mixer->mid, T, W);
     wb_place_activations(arena, model, &feed_forward->input, T, H);
-    if (sizes->backward) {
-        wb_place_activations(arena, model, &block->dmid, T, H);
-        wb_place_activations(arena, model, &block->dnorm, T, H);
-    }
+    wb_hyper_layout(&mixer->hyper, model, T, arena);
+    wb_hyper_layout(&feed_forward->hyper, model, T, arena);
+    if (sizes->backward) layout_gradients(block, T, arena);
     for (int32_t i = 0; i < block->n_kinds; i++) {
         wb_arena_part(arena, "layer workspace");
         block->kinds[i]->layout(block->workers[i], model, sizes, arena);
@@ -200,60 +214,105 @@ void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena) {
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
-/* A part as the one before it sees it. */
-typedef struct next_part {
-    int32_t norm;
-    wb_rows input;
-} next_part;
+/* A part of a layer. */
+typedef struct part_place {
+    int32_t l;
+    int which;
+} part_place;
+
+static int32_t norm_of(const wb_block *block, part_place part) {
+    const wb_layer *layer = &block->model->layers[part.l];
+    return part.which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
+}
+
+static const wb_hyper_weights *hyper_of(const wb_block *block, part_place part) {
+    const wb_layer *layer = &block->model->layers[part.l];
+    return part.which == WB_MIXER ? &layer->mixer_hyper : &layer->feed_forward_hyper;
+}
 
 /* Its input is about to be written: what its latest forward had kept is gone. */
-static next_part next_of(wb_block *block, int32_t l, int which) {
-    const wb_layer *layer = &block->model->layers[l];
-    kept_of(block, l, which)->layer = -1;
-    return (next_part){which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm,
-                       wb_activations(block->model, &kept_of(block, l, which)->input)};
+static wb_rows input_to_write(wb_block *block, part_place part) {
+    wb_kept *kept = kept_of(block, part.l, part.which);
+    kept->layer = -1;
+    return wb_activations(block->model, &kept->input);
 }
 
-/* The input of a part from x[T,H], where no part before it left it. */
-static wb_status norm_forward(wb_block *block, int32_t l, int which, int64_t T, wb_rows x) {
+/* The input of a part from the stream x[T,W], where no part before it left it. */
+static wb_status enter(wb_block *block, part_place part, int64_t T, wb_rows x) {
     const wb_model *model = block->model;
-    const next_part part = next_of(block, l, which);
+    const wb_rows input = input_to_write(block, part);
+    const wb_hyper_kept *kept = &kept_of(block, part.l, part.which)->hyper;
+    if (wb_model_is_hyper(model)) {
+        WB_TRY(wb_hyper_read(model, hyper_of(block, part), kept, T, x));
+        x = wb_activations(model, &kept->mixed);
+    }
     return model->device->rmsnorm_forward(model->device, T, model->config.hidden_size, x,
-                                          wb_model_norm(model, part.norm), part.input);
+                                          wb_model_norm(model, norm_of(block, part)), input);
 }
 
-/* y (=) x + part(input), where `input` is there: norm(x). Then next (=) norm(y), the input of the part behind
- * it; next NULL: there is none. */
-static wb_status part_forward(wb_block *block, int32_t l, int which, const wb_pass *pass,
-                              const wb_state *state, wb_rows x, wb_rows y, const next_part *next) {
+/* y, which is what the part gave, (+=) x. Then the input of the next part; next NULL: there is none. */
+static wb_status add_to(wb_block *block, int64_t T, wb_rows x, wb_rows y, const part_place *next) {
     const wb_model *model = block->model;
     wb_device *dev = model->device;
-    const wb_part *part = part_of(block, l, which);
-    wb_kept *kept = kept_of(block, l, which);
-    const int64_t T = pass->T, H = model->config.hidden_size;
-    const wb_rows input = wb_activations(model, &kept->input);
-    kept->layer = -1;
-    WB_TRY(part->kind->forward(worker_of(block, l, which), part->weights, pass, state, input, y));
-    kept->layer = l;
+    const int64_t H = model->config.hidden_size;
     if (!next) return dev->add(dev, T * H, x, y);
-    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_norm(model, next->norm), next->input);
+    return dev->add_rmsnorm(dev, T, H, x, y, wb_model_norm(model, norm_of(block, *next)),
+                            input_to_write(block, *next));
 }
 
-/* dx (=) the gradient of x, from that of y = x + part(norm(x)). */
-static wb_status part_backward(wb_block *block, int32_t l, int which, const wb_pass *pass, wb_rows x,
-                               wb_rows dy, float *const *grads, wb_rows dx) {
+/* y (=) x and the part of its input, which is there, in it. Then the input of the next part; next NULL: there
+ * is none. */
+static wb_status part_forward(wb_block *block, part_place at, const wb_pass *pass, const wb_state *state,
+                              wb_rows x, wb_rows y, const part_place *next) {
+    const wb_model *model = block->model;
+    const wb_part *part = part_of(block, at.l, at.which);
+    wb_kept *kept = kept_of(block, at.l, at.which);
+    const bool hyper = wb_model_is_hyper(model);
+    const wb_rows input = wb_activations(model, &kept->input),
+                  out = hyper ? wb_activations(model, &kept->hyper.out) : y;
+    kept->layer = -1;
+    WB_TRY(part->kind->forward(worker_of(block, at.l, at.which), part->weights, pass, state, input, out));
+    kept->layer = at.l;
+    if (!hyper) return add_to(block, pass->T, x, y, next);
+    WB_TRY(wb_hyper_write(model, &kept->hyper, pass->T, x, y));
+    return next ? enter(block, *next, pass->T, y) : WB_OK;
+}
+
+/* dinput[T,H] (=) from dout[T,H], and back through the norm of `read`, what it was made of: in place. */
+static wb_status inner_backward(wb_block *block, part_place at, const wb_pass *pass, wb_rows read,
+                                wb_rows dout, float *const *grads, wb_rows dinput, wb_rows dread) {
     const wb_model *model = block->model;
     wb_device *dev = model->device;
-    const wb_layer *layer = &model->layers[l];
-    const wb_part *part = part_of(block, l, which);
-    wb_kept *kept = kept_of(block, l, which);
-    const wb_rows input = wb_activations(model, &kept->input), dh = wb_activations(model, &block->dnorm);
-    const int32_t norm = which == WB_MIXER ? layer->mixer_norm : layer->feed_forward_norm;
-    const int64_t T = pass->T, H = model->config.hidden_size;
+    const wb_part *part = part_of(block, at.l, at.which);
+    wb_kept *kept = kept_of(block, at.l, at.which);
+    const int32_t norm = norm_of(block, at);
     kept->layer = -1;
-    WB_TRY(part->kind->backward(worker_of(block, l, which), part->weights, pass, input, dy, grads, dh));
-    WB_TRY(dev->rmsnorm_backward(dev, T, H, x, wb_model_norm(model, norm), dh, dx, grads[norm]));
-    return dev->add(dev, T * H, dy, dx);
+    WB_TRY(part->kind->backward(worker_of(block, at.l, at.which), part->weights, pass,
+                                wb_activations(model, &kept->input), dout, grads, dinput));
+    return dev->rmsnorm_backward(dev, pass->T, model->config.hidden_size, read, wb_model_norm(model, norm),
+                                 dinput, dread, grads[norm]);
+}
+
+static wb_status hyper_backward(wb_block *block, part_place at, const wb_pass *pass, wb_rows x, wb_rows dy,
+                                float *const *grads, wb_rows dx) {
+    const wb_model *model = block->model;
+    const wb_hyper_kept *kept = &kept_of(block, at.l, at.which)->hyper;
+    const wb_rows dout = wb_activations(model, &block->dout), dread = wb_activations(model, &block->dnorm);
+    float *dweights = block->dweights.data;
+    WB_TRY(wb_hyper_write_backward(model, kept, pass->T, x, dy, dout, dx, dweights));
+    WB_TRY(inner_backward(block, at, pass, wb_activations(model, &kept->mixed), dout, grads, dread, dread));
+    return wb_hyper_read_backward(model, hyper_of(block, at), kept->products.data,
+                                  model->config.hyper.iterations, pass->T, x, dread, dweights, grads, dx);
+}
+
+/* dx (=) the gradient of x, from that of y, which part_forward made of it. */
+static wb_status part_backward(wb_block *block, part_place at, const wb_pass *pass, wb_rows x, wb_rows dy,
+                               float *const *grads, wb_rows dx) {
+    const wb_model *model = block->model;
+    if (wb_model_is_hyper(model)) return hyper_backward(block, at, pass, x, dy, grads, dx);
+    const wb_rows dinput = wb_activations(model, &block->dnorm);
+    WB_TRY(inner_backward(block, at, pass, x, dy, grads, dinput, dx));
+    return model->device->add(model->device, pass->T * model->config.hidden_size, dy, dx);
 }
 
 /* ---- the layer ------------------------------------------------------------------------------- */
@@ -263,25 +322,32 @@ static wb_rows mid_of(wb_block *block, int32_t l) {
     return wb_activations(block->model, &kept_of(block, l, WB_MIXER)->mid);
 }
 
+static part_place mixer_of(int32_t l) {
+    return (part_place){l, WB_MIXER};
+}
+
+static part_place feed_forward_of(int32_t l) {
+    return (part_place){l, WB_FEED_FORWARD};
+}
+
 static wb_status mixer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
                                wb_rows x, wb_rows mid) {
-    const next_part next = next_of(block, l, WB_FEED_FORWARD);
-    return part_forward(block, l, WB_MIXER, pass, state, x, mid, &next);
+    const part_place next = feed_forward_of(l);
+    return part_forward(block, mixer_of(l), pass, state, x, mid, &next);
 }
 
 static wb_status layer_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state,
                                wb_rows x, wb_rows y) {
     const wb_rows mid = mid_of(block, l);
     const bool leads_on = block->runs_ahead && l + 1 < block->model->config.n_layers;
-    if (l == 0 || block->ready != l) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
+    const part_place next = mixer_of(l + 1);
+    if (l == 0 || block->ready != l) WB_TRY(enter(block, mixer_of(l), pass->T, x));
     block->ready = -1;
     WB_TRY(mixer_forward(block, l, pass, state, x, mid));
     wb_pass feeding = *pass;
     feeding.leaves_nothing = block->runs_ahead || !is_there(block, l);
-    if (!leads_on) return part_forward(block, l, WB_FEED_FORWARD, &feeding, NULL, mid, y, NULL);
-    const next_part next = next_of(block, l + 1, WB_MIXER);
-    WB_TRY(part_forward(block, l, WB_FEED_FORWARD, &feeding, NULL, mid, y, &next));
-    block->ready = l + 1;
+    WB_TRY(part_forward(block, feed_forward_of(l), &feeding, NULL, mid, y, leads_on ? &next : NULL));
+    block->ready = leads_on ? l + 1 : -1;
     return WB_OK;
 }
 
@@ -290,18 +356,18 @@ static wb_status layer_recompute(wb_block *block, int32_t l, const wb_pass *pass
     const bool mixes = kept_of(block, l, WB_MIXER)->layer != l;
     /* Ranks with more memory keep more; a part that exchanges rows is computed again by all or none. */
     const bool feeds = block->n_there[l] != block->model->n_ranks;
-    if (mixes) WB_TRY(norm_forward(block, l, WB_MIXER, pass->T, x));
-    if (!feeds) return mixes ? part_forward(block, l, WB_MIXER, pass, NULL, x, mid, NULL) : WB_OK;
+    if (mixes) WB_TRY(enter(block, mixer_of(l), pass->T, x));
+    if (!feeds) return mixes ? part_forward(block, mixer_of(l), pass, NULL, x, mid, NULL) : WB_OK;
     WB_TRY(mixes ? mixer_forward(block, l, pass, NULL, x, mid)
-                 : norm_forward(block, l, WB_FEED_FORWARD, pass->T, mid));
-    return part_forward(block, l, WB_FEED_FORWARD, pass, NULL, mid, y, NULL);
+                 : enter(block, feed_forward_of(l), pass->T, mid));
+    return part_forward(block, feed_forward_of(l), pass, NULL, mid, y, NULL);
 }
 
 static wb_status layer_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x,
                                 float *const *grads, wb_rows dx) {
     const wb_rows dmid = wb_activations(block->model, &block->dmid);
-    WB_TRY(part_backward(block, l, WB_FEED_FORWARD, pass, mid_of(block, l), dx, grads, dmid));
-    return part_backward(block, l, WB_MIXER, pass, x, dmid, grads, dx);
+    WB_TRY(part_backward(block, feed_forward_of(l), pass, mid_of(block, l), dx, grads, dmid));
+    return part_backward(block, mixer_of(l), pass, x, dmid, grads, dx);
 }
 
 static wb_status in_layer(wb_status status, const char *what, int32_t l) {

@@ -1,8 +1,9 @@
-/* block.h - a layer's two parts on the residual stream, and the workers of all kinds that a model has. */
+/* block.h - a layer's two parts on the residual stream, and the workers of all kinds that a model has. W are
+ * the elements of a token's stream: H, or S H with hyper-connections (layers/hyper.h). */
 #ifndef WB_BLOCK_H
 #define WB_BLOCK_H
 
-#include "layers/layer.h"
+#include "layers/hyper.h"
 
 #define WB_MAX_KINDS 8
 
@@ -13,8 +14,9 @@ enum { WB_MIXER, WB_FEED_FORWARD, WB_N_PARTS };
 typedef struct wb_kept {
     void *worker;
     wb_buffer input; /* [T, H] of the part, normalised */
-    wb_buffer mid;   /* [T, H] mixers: the residual stream behind the part */
-    int32_t layer;   /* whose forward it is of, if its worker is of that layer's kind; -1: none */
+    wb_buffer mid;   /* [T, W] mixers: the residual stream behind the part */
+    wb_hyper_kept hyper;
+    int32_t layer; /* whose forward it is of, if its worker is of that layer's kind; -1: none */
 } wb_kept;
 
 typedef struct wb_block {
@@ -31,7 +33,8 @@ typedef struct wb_block {
     bool runs_ahead; /* a layer leaves the next one's mixer its input: without backwards */
     int32_t ready;   /* the layer whose mixer has its input; -1: none */
 
-    wb_buffer dmid, dnorm; /* [T, H] */
+    wb_buffer dmid, dnorm;    /* [T, W], [T, H] */
+    wb_buffer dout, dweights; /* of hyper-connections: [T, H], f32 [T, M] */
 } wb_block;
 
 /* Sizes for passes of max_tokens tokens a rank. max_expert_rows, of several ranks only; 0: as many rows as
@@ -53,18 +56,18 @@ wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes,
 /* Places the memory for passes through all layers (wb_arena.h). */
 void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 
-/* y[T,H] (=) layer l of x[T,H], y not x. Collective. */
+/* y[T,W] (=) layer l of x[T,W], y not x. Collective. */
 wb_status wb_block_forward(wb_block *block, int32_t l, const wb_pass *pass, const wb_state *state, wb_rows x,
                            wb_rows y);
 
 /* Which feed-forward parts no rank computes again; once, before the first recompute. Collective. */
 wb_status wb_block_agree(wb_block *block);
 
-/* What the backward of layer l needs from x[T,H] and is not there any more; y[T,H] may be written again, by
+/* What the backward of layer l needs from x[T,W] and is not there any more; y[T,W] may be written again, by
  * the same bits. Collective. */
 wb_status wb_block_recompute(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, wb_rows y);
 
-/* Of the latest forward or recompute of layer l, which had no state: dx[T,H] := gradient of x, from gradient
+/* Of the latest forward or recompute of layer l, which had no state: dx[T,W] := gradient of x, from gradient
  * of y, in place; grads[param] (+=). Collective. */
 wb_status wb_block_backward(wb_block *block, int32_t l, const wb_pass *pass, wb_rows x, float *const *grads,
                             wb_rows dx);

@@ -18,6 +18,15 @@ typedef struct wb_row_run {
     int64_t start, n;
 } wb_row_run;
 
+/* Different ones of all layers of a model together. */
+#define WB_MAX_PERIODS 2
+
+/* Row of each token [T] in tables of a period (wb_state_shape): -1 where no period ends at it. */
+typedef struct wb_period_rows {
+    int32_t period; /* 0: none */
+    const int64_t *rows;
+} wb_period_rows;
+
 /* What the layers of one forward or backward have in common. */
 typedef struct wb_pass {
     int64_t T;
@@ -28,6 +37,7 @@ typedef struct wb_pass {
                                * so that a sequence's row begins at its first token and is as long as it is */
     int32_t max_blocks, block_size;
     const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
+    wb_period_rows periods[WB_MAX_PERIODS]; /* in inference */
     int64_t n_runs;
     const wb_sequence_run *runs; /* [n_runs] of the sequences, in ascending order; padding at the end is in
                                   * none, and behind the others some may be empty, of no sequence. In
@@ -54,7 +64,8 @@ typedef struct wb_pass {
  *
  * By position: in each of n_tables tables one row a position, of width[i] elements of
  * wb_state_dtype. Keys and values are two tables, a latent is one. Which row belongs to which position is
- * decided above (wb_pass).
+ * decided above (wb_pass). A table may have a row for each `period` positions instead, that of the last one
+ * of them.
  *
  * By sequence: sequence_bytes of a fixed size whatever the length, as recurrent layers have. A forward finds
  * that of a run at wb_sequence_state(state, run.state), brings it from the run's first token to behind its
@@ -79,7 +90,8 @@ typedef struct wb_pass {
 typedef struct wb_state_shape {
     int32_t n_tables; /* 0..WB_MAX_STATE_TABLES */
     int64_t width[WB_MAX_STATE_TABLES];
-    int64_t sequence_bytes; /* 0..INT32_MAX */
+    int32_t period[WB_MAX_STATE_TABLES]; /* 0: a row a position */
+    int64_t sequence_bytes;              /* 0..INT32_MAX */
 } wb_state_shape;
 
 /* The memory of one layer's states. */
@@ -96,6 +108,19 @@ static inline wb_rows wb_state_rows(const wb_state *state, int table) {
 
 static inline void *wb_sequence_state(const wb_state *state, int32_t number) {
     return state->sequences + number * state->sequence_stride;
+}
+
+/* NULL: no table has such a period. */
+static inline const int64_t *wb_pass_rows(const wb_pass *pass, int32_t period) {
+    for (int i = 0; i < WB_MAX_PERIODS; i++)
+        if (pass->periods[i].period == period) return pass->periods[i].rows;
+    return NULL;
+}
+
+/* Rows that a block of `block_size` positions has in a table of a period: of the periods that can end in it.
+ * */
+static inline int64_t wb_period_block_rows(int32_t block_size, int32_t period) {
+    return period > 1 ? ((int64_t)block_size + period - 1) / period : block_size;
 }
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
@@ -168,7 +193,10 @@ struct wb_layer_kind {
 extern const wb_layer_kind wb_layer_attention_gqa; /* mixer: grouped-query attention */
 extern const wb_layer_kind wb_layer_attention_mla; /* mixer: multi-head latent attention */
 extern const wb_layer_kind wb_layer_delta_net;     /* mixer: gated delta net */
-extern const wb_layer_kind wb_layer_mlp;           /* feed-forward: dense SwiGLU */
-extern const wb_layer_kind wb_layer_moe;           /* feed-forward: a choice of experts */
+/* Mixers of keys that are values too: over a window, and in the others over compressed entries besides, all
+ * of them or those that an indexer chooses. */
+extern const wb_layer_kind wb_layer_attention_window, wb_layer_attention_heavy, wb_layer_attention_sparse;
+extern const wb_layer_kind wb_layer_mlp; /* feed-forward: dense SwiGLU */
+extern const wb_layer_kind wb_layer_moe; /* feed-forward: a choice of experts */
 
 #endif

@@ -24,7 +24,7 @@ wb_status wb_mtp_input(const wb_model *mtp, int32_t l, int64_t T, const int32_t 
                        const wb_model *before, wb_rows hidden, wb_rows scratch, wb_rows x) {
     wb_device *dev = mtp->device;
     const wb_mtp_layer *layer = &mtp->mtp_layers[l];
-    WB_TRY(wb_embed_forward(mtp, T, tokens, scratch));
+    WB_TRY(wb_embed_forward(mtp, T, tokens, x, scratch));
     WB_TRY(norm(mtp, layer->enorm, T, scratch));
     WB_TRY(norm(before, before->final_norm, T, hidden));
     WB_TRY(norm(mtp, layer->hnorm, T, hidden));

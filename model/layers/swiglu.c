@@ -36,13 +36,35 @@ double wb_swiglu_work(const wb_config *config, int64_t width, int64_t tokens) {
     return 3 * (double)tokens * config->hidden_size * (double)width;
 }
 
+/* What a clamped one is over: all rows. */
+static wb_grouped all_rows(int64_t T) {
+    return (wb_grouped){.n_groups = 1, .max_rows = T};
+}
+
+static wb_status activate(const wb_swiglu *s, int64_t T, wb_rows gate_up, wb_rows act) {
+    wb_device *dev = s->model->device;
+    const wb_clamped_swiglu clamp = wb_swiglu_clamp(s->model);
+    const wb_grouped rows = all_rows(T);
+    if (clamp.limit == 0) return dev->swiglu_forward(dev, T, s->width, gate_up, act);
+    return dev->grouped_swiglu_forward(dev, &rows, s->width, &clamp, gate_up, act);
+}
+
+/* In place on gate_up. */
+static wb_status activate_backward(const wb_swiglu *s, int64_t T, wb_rows gate_up, wb_rows dact) {
+    wb_device *dev = s->model->device;
+    const wb_clamped_swiglu clamp = wb_swiglu_clamp(s->model);
+    const wb_grouped rows = all_rows(T);
+    if (clamp.limit == 0) return dev->swiglu_backward(dev, T, s->width, gate_up, dact, gate_up);
+    return dev->grouped_swiglu_backward(dev, &rows, s->width, &clamp, gate_up, dact, gate_up);
+}
+
 wb_status wb_swiglu_forward(wb_swiglu *s, const wb_swiglu_weights *w, int64_t T, wb_rows x, wb_rows y) {
     const wb_model *model = s->model;
     wb_device *dev = model->device;
     const wb_rows gate_up = wb_activations(model, &s->gate_up), act = wb_activations(model, &s->act);
     const wb_matmul first = wb_matmul_forward(T, x, wb_model_weight(model, w->gate_up), gate_up);
     WB_TRY(dev->matmul(dev, 1, &first));
-    WB_TRY(dev->swiglu_forward(dev, T, s->width, gate_up, act));
+    WB_TRY(activate(s, T, gate_up, act));
     const wb_matmul second = wb_matmul_forward(T, act, wb_model_weight(model, w->down), y);
     return dev->matmul(dev, 1, &second);
 }
@@ -58,7 +80,7 @@ wb_status wb_swiglu_backward(wb_swiglu *s, const wb_swiglu_weights *w, int64_t T
                               wb_matmul_dgrad(T, dy, wb_model_weight(model, w->down), dact, false)};
     WB_TRY(dev->matmul(dev, 2, down));
     const wb_rows dgate_up = gate_up;
-    WB_TRY(dev->swiglu_backward(dev, T, I, gate_up, dact, dgate_up));
+    WB_TRY(activate_backward(s, T, gate_up, dact));
     const wb_matmul up[] = {wb_matmul_wgrad(T, H, 2 * I, dgate_up, x, grads[w->gate_up]),
                             wb_matmul_dgrad(T, dgate_up, wb_model_weight(model, w->gate_up), dx, accumulate)};
     return dev->matmul(dev, 2, up);

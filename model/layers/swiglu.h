@@ -18,6 +18,14 @@ typedef struct wb_swiglu {
     wb_buffer dact;         /* [T, I]; scratch */
 } wb_swiglu;
 
+/* The clamp of all SwiGLUs of a model whose configuration has a limit; without one it is plain. */
+static inline wb_clamped_swiglu wb_swiglu_clamp(const wb_model *model) {
+    const bool adds_one = model->family->expert_biases;
+    return (wb_clamped_swiglu){.limit = model->config.swiglu_limit,
+                               .alpha = adds_one ? 1.702f : 1.0f,
+                               .offset = adds_one ? 1.0f : 0.0f};
+}
+
 /* The tensors <prefix>.gate_proj.weight and so on of layer l. */
 void wb_swiglu_declare(wb_registry *registry, int32_t l, const char *prefix, int64_t width,
                        wb_swiglu_weights *weights_out);

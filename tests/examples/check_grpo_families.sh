@@ -18,7 +18,7 @@ def layer():
 json.dump({"physical_to_logical_map": [layer() for _ in range(int(sys.argv[2]))]}, open("placement.json", "w"))' "$RANDOM" "$1"
 }
 
-for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3 qwen3_next qwen3_5_moe; do
+for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3 qwen3_next qwen3_5_moe deepseek_v4; do
     echo "== $family"
     run 2 --make-base "$family" --family "$family" --warmup-steps 3 --quiet || fail "$family: make-base"
     layers=4
@@ -30,6 +30,6 @@ for family in qwen2_moe glm4_moe mixtral gpt_oss deepseek_v2 deepseek_v3 qwen3_n
         found=$(field "${family}_out/metrics.jsonl" $name | sort -u)
         [ -n "$found" ] && ! echo "$found" | grep -qv '^0\.0*$' || fail "$family: $name: expected 0, found $found"
     done
-    "$waybill" verify "${family}_out/dump" >/dev/null || fail "$family: verify"
+    "$waybill" verify --model "$family" "${family}_out/dump" >/dev/null || fail "$family: verify"
 done
 echo "seed ${3:-$$} passed"

@@ -46,6 +46,9 @@ static void require_same(const wb_config *a, const wb_config *b) {
     require(a->shared_width == b->shared_width && a->rotary_dim == b->rotary_dim && a->window == b->window);
     require(memcmp(a->window_layer_mask, b->window_layer_mask, sizeof a->window_layer_mask) == 0);
     require(a->swiglu_limit == b->swiglu_limit && a->rope_scaling.type == b->rope_scaling.type);
+    require(memcmp(&a->compressed, &b->compressed, sizeof a->compressed) == 0);
+    require(memcmp(&a->hyper, &b->hyper, sizeof a->hyper) == 0);
+    require(memcmp(a->hash_layer_mask, b->hash_layer_mask, sizeof a->hash_layer_mask) == 0);
     require(a->rope_scaling.factor == b->rope_scaling.factor &&
             a->rope_scaling.mscale == b->rope_scaling.mscale);
     require(a->n_mtp_layers == b->n_mtp_layers && memcmp(&a->delta, &b->delta, sizeof a->delta) == 0);

@@ -71,8 +71,46 @@ typedef enum variant {
     VARIANT_LATENT_LOW,  /* with one; groups, a selection bias, halves rotated, MTP layers */
     VARIANT_DELTA,       /* gated delta net, grouped projections, a dense layer, MTP layers */
     VARIANT_DELTA_APART, /* with projections apart, as many key as value heads, shorter taps */
+    VARIANT_ENTRIES,     /* hyper-connections, a window, entries of both kinds, a hash-routed layer */
     N_VARIANTS
 } variant;
+
+static inline wb_config entries_variant(void) {
+    wb_config c = {.family = WB_FAMILY_DEEPSEEK_V4,
+                   .hidden_size = 20,
+                   .n_layers = 3,
+                   .n_heads = 4,
+                   .head_dim = 6,
+                   .expert_width = 10,
+                   .vocab_size = 53,
+                   .max_positions = 40,
+                   .router = {.n_experts = 13, .top_k = 3},
+                   .compressed = {.q_rank = 9,
+                                  .o_groups = 2,
+                                  .o_rank = 5,
+                                  .sparse_rate = 3,
+                                  .heavy_rate = 5,
+                                  .index_heads = 3,
+                                  .index_dim = 4,
+                                  .index_top_k = 2},
+                   .hyper = {.n_streams = 3, .iterations = 4, .eps = 1e-6F}};
+    MUST(wb_config_complete(&c));
+    c.window = 4;
+    c.rotary_dim = 4;
+    c.compressed.sparse_layer_mask[0] = 2;
+    c.compressed.heavy_layer_mask[0] = 4;
+    c.hash_layer_mask[0] = 2;
+    c.swiglu_limit = 0.5F;
+    c.router.scale = 1.5F;
+    c.rope_scaling = (wb_rope_scaling){.type = WB_ROPE_YARN,
+                                       .truncate = true,
+                                       .factor = 4,
+                                       .beta_fast = 32,
+                                       .beta_slow = 1,
+                                       .original_positions = 10,
+                                       .attention_factor = 1};
+    return c;
+}
 
 static inline wb_config latent_variant(bool low) {
     wb_config c = {.family = low ? WB_FAMILY_DEEPSEEK_V3 : WB_FAMILY_DEEPSEEK_V2,
@@ -159,7 +197,24 @@ static inline wb_config delta_variant(bool apart) {
     return c;
 }
 
+/* A configuration with so many layers, whose kinds beyond those that it had are the plainest. */
+static inline void set_depth(wb_config *c, int32_t n_layers) {
+    const uint64_t all = (UINT64_C(1) << n_layers) - 1;
+    c->n_layers = n_layers;
+    c->compressed.sparse_layer_mask[0] &= all;
+    c->compressed.heavy_layer_mask[0] &= all;
+    c->hash_layer_mask[0] &= all;
+    c->delta.layer_mask[0] &= all;
+    c->window_layer_mask[0] &= all;
+    if (c->family == WB_FAMILY_DEEPSEEK_V4) c->window_layer_mask[0] = all;
+    if (c->window_layer_mask[0] == 0) c->window = 0;
+}
+
+/* Of inference: each sequence has the state of its number, where layers keep one. */
+static const int32_t fixture_states[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 static inline wb_config variant_config(variant v) {
+    if (v == VARIANT_ENTRIES) return entries_variant();
     if (v >= VARIANT_DELTA) return delta_variant(v == VARIANT_DELTA_APART);
     if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
     if (v >= VARIANT_QWEN2) return family_variant(v);

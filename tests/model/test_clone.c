@@ -146,7 +146,7 @@ static void test_forwards_only_take_no_more_memory_for_more_layers_and_none_of_a
     for (int v = 0; v < N_VARIANTS; v++) {
         const wb_config config = variant_config((variant)v);
         wb_config deep_config = config;
-        deep_config.n_layers *= 2;
+        set_depth(&deep_config, 2 * config.n_layers);
         deep_config.moe_layer_mask[0] |= config.moe_layer_mask[0] << config.n_layers;
         /* Where only the first layers may be dense, all that come behind them are MoE. */
         if (config.mla.kv_rank > 0) deep_config.moe_layer_mask[0] |= UINT64_C(7) << config.n_layers;

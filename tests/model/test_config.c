@@ -284,6 +284,53 @@ static void test_released_deepseek(void **state) {
     assert_true(c.mla.q_rank == 0 && c.router.n_group == 1 && c.router.n_experts == 64);
 }
 
+static void test_released_deepseek_v4(void **state) {
+    (void)state;
+    wb_config c = released("deepseek_v4_flash");
+    const wb_compressed_sizes *s = &c.compressed;
+    assert_int_equal(c.family, WB_FAMILY_DEEPSEEK_V4);
+    assert_true(c.head_dim == 512 && c.n_kv_heads == 1 && c.rotary_dim == 64 && c.window == 128);
+    assert_true(s->q_rank == 1024 && s->o_groups == 8 && s->o_rank == 1024 && s->index_top_k == 512);
+    assert_true(s->sparse_rate == 4 && s->heavy_rate == 128 && s->rope_theta == 160000 &&
+                c.rope_theta == 10000);
+    assert_true(c.rope_scaling.type == WB_ROPE_YARN && c.rope_scaling.attention_factor == 1);
+    assert_true(s->sparse_layer_mask[0] == UINT64_C(0x55555555554) &&
+                c.window_layer_mask[0] == 0x7ffffffffff);
+    assert_true(s->heavy_layer_mask[0] == UINT64_C(0x2aaaaaaaaa8) && c.hash_layer_mask[0] == 7);
+    assert_true(c.hyper.n_streams == 4 && c.hyper.iterations == 20 && c.hyper.eps == 1e-6f);
+    assert_true(c.router.type == WB_ROUTER_SQRTSOFTPLUS && c.router.normalize && c.router.scale == 1.5f);
+    assert_true(c.swiglu_limit == 10 && c.shared_width == 2048 && wb_config_n_moe(&c) == 43);
+    assert_int_equal(c.n_mtp_layers, 0);
+    c = released("deepseek_v4_pro");
+    assert_true(c.router.n_experts == 384 && c.router.scale == 2.5f && c.compressed.o_groups == 16);
+    assert_true(c.compressed.heavy_layer_mask[0] == UINT64_C(0xaaaaaaaaaaaaaab));
+    assert_int_equal(wb_config_row_bytes(&c), 61 * 6 * 2);
+}
+
+static void test_bad_sizes_of_compressed_attention(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *value, *part;
+        wb_status status;
+    } bad[] = {
+        {"q_lora_rank", "0", "q_lora_rank: expected 1..", WB_INVALID_ARGUMENT},
+        {"o_groups", "3", "num_attention_heads: expected a multiple of o_groups 3", WB_INVALID_ARGUMENT},
+        {"index_topk", "0", "index_topk: expected 1..", WB_INVALID_ARGUMENT},
+        {"hc_mult", "9", "hc_mult: expected 1..8, found 9", WB_INVALID_ARGUMENT},
+        {"hc_sinkhorn_iters", "0", "hc_sinkhorn_iters: expected 1..", WB_INVALID_ARGUMENT},
+        {"scoring_func", "\"sigmoid\"", "scoring_func: supported is \"sqrtsoftplus\"", WB_UNSUPPORTED},
+        {"norm_topk_prob", "false", "norm_topk_prob: supported is true", WB_UNSUPPORTED},
+        {"n_shared_experts", "2", "n_shared_experts: supported is 1", WB_UNSUPPORTED},
+        {"compress_ratios", "[4]", "compress_ratios: expected a list with a member for each layer",
+         WB_CORRUPT},
+        {"layer_types", "[\"full_attention\"]", "layer_types: expected a list", WB_CORRUPT},
+        {"mlp_layer_types", "[3]", "mlp_layer_types: expected a list", WB_CORRUPT},
+        {"num_key_value_heads", "2", "num_key_value_heads: expected 1..1, found 2", WB_INVALID_ARGUMENT},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        expect_refused("configs/deepseek_v4_flash", bad[i].key, bad[i].value, bad[i].status, bad[i].part);
+}
+
 static void test_bad_sizes_of_latent_attention(void **state) {
     (void)state;
     static const struct {
@@ -585,6 +632,9 @@ static void expect_same(const wb_config *a, const wb_config *b) {
     assert_int_equal(a->max_positions, b->max_positions);
     assert_true(a->norm_eps == b->norm_eps);
     assert_true(a->rope_theta == b->rope_theta);
+    assert_memory_equal(&a->compressed, &b->compressed, sizeof a->compressed);
+    assert_memory_equal(&a->hyper, &b->hyper, sizeof a->hyper);
+    assert_memory_equal(a->hash_layer_mask, b->hash_layer_mask, sizeof a->hash_layer_mask);
     assert_int_equal(a->tie_word_embeddings, b->tie_word_embeddings);
     assert_int_equal(a->attention_bias, b->attention_bias);
     assert_int_equal(a->qk_norm, b->qk_norm);
@@ -637,6 +687,25 @@ static void test_generated_config_of_latent_attention_has_no_head_dim(void **sta
     }
 }
 
+/* As transformers 5 writes it: a rope for each, kinds of layers by name, rates in an object. */
+static void test_deepseek_v4_in_both_spellings(void **state) {
+    (void)state;
+    wb_config c = expect_ok("oracles/deepseek_v4_yarn", NULL, NULL);
+    assert_true(c.rope_scaling.type == WB_ROPE_YARN && c.rope_scaling.factor == 4 && c.rotary_dim == 4);
+    assert_true(c.compressed.sparse_layer_mask[0] == 2 && c.compressed.heavy_layer_mask[0] == 0);
+    assert_true(c.hash_layer_mask[0] == 2 && c.compressed.heavy_rate == 6);
+    expect_generated_reads_back(&c);
+    c = released("deepseek_v4_flash");
+    expect_generated_reads_back(&c);
+    c.hash_layer_mask[0] = UINT64_C(1) << 43;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("compressed or hash layers: expected < 43, found layer 43");
+    c.hash_layer_mask[0] = 0;
+    c.compressed.heavy_layer_mask[0] |= c.compressed.sparse_layer_mask[0];
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("layer 2: expected one kind of entries, found both");
+}
+
 static void test_source_text_is_kept_but_for_the_dtype(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", NULL, NULL);
@@ -675,6 +744,9 @@ int main(void) {
         cmocka_unit_test(test_released_qwen2_moe),
         cmocka_unit_test(test_released_glm4_moe),
         cmocka_unit_test(test_released_deepseek),
+        cmocka_unit_test(test_released_deepseek_v4),
+        cmocka_unit_test(test_deepseek_v4_in_both_spellings),
+        cmocka_unit_test(test_bad_sizes_of_compressed_attention),
         cmocka_unit_test(test_bad_sizes_of_latent_attention),
         cmocka_unit_test(test_released_mixtral),
         cmocka_unit_test(test_released_gpt_oss),

@@ -34,12 +34,7 @@ static wb_status read_text(const char *text, found *f) {
 static const struct {
     const char *text, *name, *router;
     uint32_t hidden_layers, moe, first, last, E, K, V;
-} published[] = {
-    {"{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 43, \"hidden_size\": 4096, "
-     "\"n_routed_experts\": 256, "
-     "\"num_experts_per_tok\": 6, \"num_hash_layers\": 3, \"vocab_size\": 129280}",
-     "deepseek_v4", "sqrtsoftplus", 43, 43, 0, 42, 256, 6, 129280},
-};
+} published[] = {};
 enum { N_PUBLISHED = sizeof published / sizeof published[0] };
 
 static void test_families_that_the_engine_does_not_run(void **state) {
@@ -71,6 +66,7 @@ static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
                                           "configs/kimi_k2",
                                           "configs/qwen3_next_80b_a3b",
                                           "configs/qwen3.5_35b_a3b",
+                                          "configs/deepseek_v4_flash",
                                           "qwen3_moe",
                                           "olmoe",
                                           "oracles/qwen3_moe_dense_list",

@@ -118,7 +118,7 @@ static void on_ranks(int n_ranks, rank_state *ranks) {
 
 static wb_config deep_config(variant v) {
     wb_config config = variant_config(v);
-    config.n_layers = 5;
+    set_depth(&config, 5);
     config.moe_layer_mask[0] = v == VARIANT_QWEN3 ? 21 : 31;
     return config;
 }

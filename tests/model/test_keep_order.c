@@ -31,18 +31,20 @@ static const wb_layer_kind *kind_of(const rig *g, int32_t l, int which) {
     return which == WB_MIXER ? layer->mixer.kind : layer->feed_forward.kind;
 }
 
-/* What the forward leaves: all that the kind places but scratch, the normalised input, and of a mixer the
- * stream behind it. */
+/* What the forward leaves: all that the kind places but scratch, the normalised input, of a mixer the
+ * stream behind it, and what hyper-connections keep. */
 static void measure_part(rig *g, int32_t l, int which) {
     const wb_layer_kind *kind = kind_of(g, l, which);
-    const int64_t T = g->sizes.tokens, H = g->model->config.hidden_size;
+    const int64_t T = g->sizes.tokens, H = g->model->config.hidden_size, W = wb_model_stream_width(g->model);
+    wb_hyper_kept hyper;
     wb_arena arena = {.device = g->model->device};
     wb_buffer input, mid;
     wb_sizes own = g->sizes;
     void *worker = take(1, kind->worker_size), *other = take(1, kind->worker_size);
     own.scratch_of = other;
     wb_place_activations(&arena, g->model, &input, T, H);
-    if (which == WB_MIXER) wb_place_activations(&arena, g->model, &mid, T, H);
+    if (which == WB_MIXER) wb_place_activations(&arena, g->model, &mid, T, W);
+    wb_hyper_layout(&hyper, g->model, T, &arena);
     kind->layout(worker, g->model, &own, &arena);
     MUST(arena.status);
     g->bytes[which][l] = arena.device_bytes;
@@ -53,10 +55,7 @@ static void measure_part(rig *g, int32_t l, int which) {
 
 static wb_config random_config(uint64_t *state) {
     wb_config config = variant_config((variant)random_below(state, N_VARIANTS));
-    config.n_layers = 1 + random_below(state, MAX_LAYERS);
-    config.window_layer_mask[0] &= ((uint64_t)1 << config.n_layers) - 1;
-    if (config.window_layer_mask[0] == 0) config.window = 0;
-    config.delta.layer_mask[0] &= ((uint64_t)1 << config.n_layers) - 1;
+    set_depth(&config, 1 + random_below(state, MAX_LAYERS));
     config.expert_width = 8 << random_below(state, 6);
     config.dense_width = 8 << random_below(state, 6);
     config.max_positions = 1 << 14;

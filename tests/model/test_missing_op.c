@@ -80,7 +80,7 @@ static void infer_pass(const rig *r) {
     const int32_t tokens[T] = {1, 2, 3}, pos[T] = {0, 1, 2}, seq[T] = {0}, blocks[T] = {0, 1, 2}, row = T - 1,
                   state = 0;
     uint8_t ids[ROUTE_BYTES];
-    const wb_infer_batch batch = {T, tokens, pos, seq, 1, T, blocks, &state, 1, &row};
+    const wb_infer_batch batch = {T, tokens, pos, seq, 1, T, blocks, fixture_states, 1, &row};
     const float *logits = NULL;
     wb_infer *infer = NULL;
     const wb_infer_options options = infer_options();
@@ -118,9 +118,9 @@ static void forward_pass_of(const rig *r) {
 
 static void check(const char *who, wb_status (*open)(void *model), void (*pass)(const rig *r),
                   bool backward) {
-    static const variant with_every_step[] = {VARIANT_QWEN3, VARIANT_OLMOE_CLIP, VARIANT_QWEN2,
-                                              VARIANT_GPT_OSS, VARIANT_DELTA};
-    for (int i = 0; i < 10; i++) {
+    static const variant with_every_step[] = {VARIANT_QWEN3,   VARIANT_OLMOE_CLIP, VARIANT_QWEN2,
+                                              VARIANT_GPT_OSS, VARIANT_DELTA,      VARIANT_ENTRIES};
+    for (size_t i = 0; i < 2 * sizeof with_every_step / sizeof *with_every_step; i++) {
         rig r = rig_open(with_every_step[i / 2], i % 2 == 0 ? WB_F32 : WB_BF16);
         bool needed[WB_OP_COUNT];
         missing_op_try_all(r.device, who, open, r.model, needed);

@@ -22,7 +22,7 @@
 enum { RANKS = 3 };
 
 /* By variant. */
-static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 3, 2};
+static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 3, 2, 2};
 
 static uint64_t base_seed;
 
@@ -558,8 +558,8 @@ static wb_status whole_cycle(const reference *ref, void *ids, float *logprobs, w
                                   .n_seqs = N_SEQS,
                                   .seq_start = ref->c.start};
     const wb_routing routing = {.ids = ids};
-    int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0}, state = 0;
-    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, &state, 1, rows};
+    int32_t pos[] = {0}, seq[] = {0}, blocks[] = {0}, rows[] = {0};
+    const wb_infer_batch step = {1, ref->c.tokens, pos, seq, 1, 1, blocks, fixture_states, 1, rows};
     const float *logits;
     WB_TRY(wb_train_forward(train, &batch, &routing, NULL, logprobs));
     WB_TRY(wb_train_backward(train, logprobs));

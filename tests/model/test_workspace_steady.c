@@ -241,7 +241,8 @@ static void *refuse_sizes(void *argument) {
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wb_infer_batch step = wrong ? cases[i].batch : (wb_infer_batch){0};
         const float *logits;
-        step.tokens = tokens, step.pos = pos, step.seq = pos, step.blocks = blocks, step.logit_rows = pos;
+        step.tokens = tokens, step.pos = pos, step.seq = pos, step.blocks = blocks,
+        step.states = fixture_states, step.logit_rows = pos;
         must_refuse(wrong ? WB_CAPACITY : WB_PEER, wb_infer_forward(s->infer, &step, &routing, &logits),
                     wrong ? cases[i].text : "rank 1");
     }

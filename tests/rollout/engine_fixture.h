@@ -53,6 +53,21 @@ static inline wb_family pick_family(dice *d) {
     return (wb_family)pick(d, 0, N_FAMILIES - 1);
 }
 
+/* Entries of few positions, of which an indexer leaves some out; a layer of each kind, the first by a table.
+ * */
+static inline void make_entries_narrow(wb_config *c) {
+    c->compressed.heavy_rate = 6;
+    c->compressed.index_top_k = 3;
+    c->compressed.sparse_layer_mask[0] = UINT64_C(0x9);
+    c->compressed.heavy_layer_mask[0] = UINT64_C(0x12);
+    c->hash_layer_mask[0] = 1;
+    for (int32_t l = c->n_layers; l < 64; l++) {
+        c->compressed.sparse_layer_mask[0] &= ~(UINT64_C(1) << l);
+        c->compressed.heavy_layer_mask[0] &= ~(UINT64_C(1) << l);
+    }
+    c->hyper.n_streams = 3;
+}
+
 /* Steps that a family may have and that would hardly be met by themselves: windows shorter than the
  * sequences, groups where the experts can be shared out, a low rank of q and MTP layers, a gated delta net in
  * every second layer. */
@@ -65,6 +80,7 @@ static inline void make_narrow(wb_config *c) {
     if (c->family == WB_FAMILY_DEEPSEEK_V3) c->mla.q_rank = 10, c->n_mtp_layers = 1;
     if (c->family == WB_FAMILY_QWEN3_NEXT) c->n_mtp_layers = 1;
     if (c->delta.n_key_heads > 0) c->delta.layer_mask[0] = 0x5555555555555555 >> (64 - c->n_layers);
+    if (c->family == WB_FAMILY_DEEPSEEK_V4) make_entries_narrow(c);
     if (c->router.type == WB_ROUTER_SIGMOID && c->router.n_experts % 3 == 0 &&
         c->router.top_k <= c->router.n_experts / 3 * 2) {
         c->router.n_group = 3;

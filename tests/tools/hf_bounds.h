@@ -17,6 +17,10 @@
  *   - Where there are biases, one more for each of the products that has one: 2 of a mixer beside those of
  *     queries and keys, 2 of a feed-forward part. YaRN makes queries and keys larger by a factor, and so
  *     scores and what they are off by that factor squared.
+ *   - With hyper-connections, of each part: 1 of what it reads, and 2 of the weights to read and to write,
+ *     which are off by as much of themselves as the stream that they are made of, of each by a sigmoid's
+ *     half. Of attention over compressed entries: 3 of the output's rotation and of its first factor, and 5
+ *     of an entry: values, gates and the rotation.
  * What the sums of tensor cores cut off, (K / 16 + 2) 2^-17, is less than a rounding at the sizes of these
  * models.
  *
@@ -44,9 +48,11 @@ static inline double score_factor(const wb_rope_scaling *s) {
 }
 
 static inline double roundings(const wb_config *config) {
-    const double biases = config->attention_bias ? 1 : 0, expert_biases = config->swiglu_limit > 0 ? 2 : 0;
+    const double biases = config->attention_bias ? 1 : 0,
+                 expert_biases = config->family == WB_FAMILY_GPT_OSS ? 2 : 0;
+    const double hyper = config->hyper.n_streams > 0 ? 3 : 0, entries = config->compressed.q_rank > 0 ? 8 : 0;
     const double scores = (5 + biases) * sqrt((double)config->head_dim) * score_factor(&config->rope_scaling);
-    const double mixer = 7 + 2 * biases + scores, feed_forward = 9 + expert_biases;
+    const double mixer = 7 + 2 * biases + scores + hyper + entries, feed_forward = 9 + expert_biases + hyper;
     return config->n_layers * (mixer + feed_forward) + 4;
 }
 

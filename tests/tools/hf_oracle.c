@@ -223,6 +223,9 @@ static void read_biases(reference *ref) {
         char name[256];
         wb_tensor_view view;
         snprintf(name, sizeof name, "%s.e_score_correction_bias", router ? router : "");
+        const char *mlp = router ? strstr(router, ".mlp.gate") : NULL;
+        if (ref->config.family == WB_FAMILY_DEEPSEEK_V4 && mlp)
+            snprintf(name, sizeof name, "%.*s.ffn.gate.bias", (int)(mlp - router), router);
         if (wb_safetensors_find(model, name, &view) == WB_OK)
             ref->layers[i].bias = read_floats(model, name, ref->E);
     }
@@ -231,8 +234,8 @@ static void read_biases(reference *ref) {
 
 /* Routers that ask torch for a set of experts, not for an order. */
 static bool is_unordered(const reference *ref) {
-    static const char *const classes[] = {"Glm4MoeTopkRouter", "DeepseekV2TopkRouter",
-                                          "DeepseekV3TopkRouter"};
+    static const char *const classes[] = {"Glm4MoeTopkRouter", "DeepseekV2TopkRouter", "DeepseekV3TopkRouter",
+                                          "DeepseekV4HashRouter", "DeepseekV4TopKRouter"};
     const char *found = json_string_value(json_array_get(json_object_get(ref->meta, "router_classes"), 0));
     for (size_t i = 0; found && i < sizeof classes / sizeof classes[0]; i++)
         if (strcmp(found, classes[i]) == 0) return true;
@@ -252,7 +255,7 @@ static void find_largest_grad(reference *ref) {
     for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
         wb_tensor_view view;
         if (wb_safetensors_get(ref->grads, i, &view) != WB_OK) die("%s", wb_error_message());
-        for (int64_t j = 0; j < elements(&view); j++)
+        for (int64_t j = 0; view.dtype != WB_I64 && j < elements(&view); j++)
             ref->largest_grad = fmax(ref->largest_grad, fabs((double)float_at(&view, j)));
     }
 }
@@ -496,6 +499,9 @@ static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logit
 static double selection_key(const reference *ref, const layer_reference *layer, int64_t row, int64_t e) {
     const double logit = (double)layer->logits[row * ref->E + e];
     if (!layer->bias) return logit;
+    /* Of sqrt(softplus) the slope is below 1/3. */
+    if (ref->config.router.type == WB_ROUTER_SQRTSOFTPLUS)
+        return 3 * (sqrt(log1p(exp(-fabs(logit))) + fmax(logit, 0)) + (double)layer->bias[e]);
     return 4 * (1 / (1 + exp(-logit)) + (double)layer->bias[e]);
 }
 
@@ -671,7 +677,7 @@ static double gradient_error(const reference *ref, int64_t n, const float *expec
 
 /* A buffer, in whose place the reference has its value: it only selects, and has no gradient. */
 static bool is_selection_bias(const char *name) {
-    return strstr(name, "e_score_correction_bias");
+    return strstr(name, "e_score_correction_bias") || strstr(name, "ffn.gate.bias");
 }
 
 /* Where the reference has an expert's gradient in one tensor with those of all experts of the layer, as
@@ -753,7 +759,7 @@ static void check_surplus(rank_run *run) {
     for (size_t i = 0; i < wb_safetensors_count(ref->grads); i++) {
         wb_tensor_view view;
         if (wb_safetensors_get(ref->grads, i, &view) != WB_OK) die("%s", wb_error_message());
-        bool known = without_grad(ref, view.name);
+        bool known = without_grad(ref, view.name) || view.dtype == WB_I64; /* a table is no weight */
         for (int32_t j = 0; j < wb_model_n_tensors(run->model) && !known; j++) {
             char fused[256];
             const char *name = wb_model_tensor(run->model, j).name;

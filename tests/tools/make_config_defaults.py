@@ -13,7 +13,8 @@ import sys
 
 import transformers
 
-FAMILIES = ["qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe", "qwen3_next", "qwen3_5_moe_text"]
+FAMILIES = ["qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe", "qwen3_next", "qwen3_5_moe_text",
+            "deepseek_v4"]
 REQUIRED = ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "moe_intermediate_size",
             "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok"]
 # Of what the class has no number for, or one that does not divide.

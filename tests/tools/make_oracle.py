@@ -58,6 +58,12 @@ TINY_OF = {
     "gpt_oss": dict(head_dim=16, intermediate_size=16, sliding_window=8),
     "qwen3_next": DELTA | dict(intermediate_size=48),
     "qwen3_5_moe": DELTA,
+    "deepseek_v4": dict(head_dim=32, num_key_value_heads=1, num_experts=None, n_routed_experts=16, moe_intermediate_size=16, q_lora_rank=16,
+                        o_groups=2, o_lora_rank=8, index_n_heads=8, index_head_dim=16, index_topk=64, partial_rotary_factor=0.25,
+                        sliding_window=8, hc_mult=4,
+                        layer_types=["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+                        mlp_layer_types=["hash_moe", "moe", "moe"],
+                        compress_rates=dict(compressed_sparse_attention=4, heavily_compressed_attention=8)),
 }
 # The class of the configuration of a model of text, where that is not the family's own.
 TYPE_OF = {"qwen3_5_moe": "qwen3_5_moe_text"}
@@ -78,6 +84,9 @@ SMALL_OF = {
     "gpt_oss": dict(head_dim=6, intermediate_size=3, sliding_window=4),
     "qwen3_next": SMALL_DELTA | dict(intermediate_size=12),
     "qwen3_5_moe": SMALL_DELTA,
+    "deepseek_v4": dict(num_hidden_layers=3, head_dim=8, num_experts=None, n_routed_experts=8, moe_intermediate_size=3, q_lora_rank=5,
+                        o_lora_rank=3, index_head_dim=4, partial_rotary_factor=0.5, sliding_window=4, hc_mult=2,
+                        compress_rates=dict(compressed_sparse_attention=4, heavily_compressed_attention=6)),
 }
 
 
@@ -89,6 +98,9 @@ def weights_of(router, logits, ids):
         if router.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return weights * router.routed_scaling_factor
+    if kind in ("DeepseekV4TopKRouter", "DeepseekV4HashRouter"):
+        weights = router.score_fn(logits).gather(1, ids)
+        return weights / (weights.sum(dim=-1, keepdim=True) + 1e-20) * router.routed_scaling_factor
     if kind == "GptOssTopKRouter":
         return torch.softmax(logits.gather(1, ids), dim=-1)
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, ids)
@@ -105,6 +117,8 @@ def keys_of(router, logits):
     if type(router).__name__ == "DeepseekV2TopkRouter":
         limited = router.topk_method == "group_limited_greedy"
         keys, n, n_best = torch.softmax(logits, dim=-1), router.num_group if limited else 1, 1
+    elif type(router).__name__ == "DeepseekV4TopKRouter":
+        keys, n, n_best = 3 * (router.score_fn(logits) + router.e_score_correction_bias), 1, 1
     elif hasattr(router, "e_score_correction_bias"):
         keys, n, n_best = 4 * (logits.sigmoid() + router.e_score_correction_bias), router.num_group, 2
     else:
@@ -125,6 +139,10 @@ class Routers:
     def __init__(self, model):
         named = [(name, module) for name, module in model.named_modules() if type(module).__name__.endswith("Router")]
         self.names = [name for name, _ in named]
+        self.indexer_gap = float("inf")  # of all forwards
+        for module in model.modules():
+            if type(module).__name__ == "DeepseekV4Indexer":
+                module.scorer.register_forward_hook(lambda _, inputs, scores, indexer=module: self.see_scores(indexer, scores))
         self.modules = [module for _, module in named]
         self.forced = None  # per router [T, K]
         self.seen = [None] * len(named)  # per router (logits, weights, ids)
@@ -137,11 +155,21 @@ class Routers:
         self.seen[i] = tuple(x.detach() for x in output)
         return output
 
+    def see_scores(self, indexer, scores):
+        """Scores [B, S, entries] of which the first index_topk that a position sees are chosen."""
+        for t in range(scores.shape[1]):
+            visible = scores[:, t, : (t + 1) // indexer.compress_rate]
+            if visible.shape[1] > indexer.index_topk:
+                best = visible.topk(indexer.index_topk + 1, dim=-1).values
+                self.indexer_gap = min(self.indexer_gap, (best[:, -2] - best[:, -1]).min().item())
+
     def margin(self):
         """Smallest difference of neighbouring keys among the first K + 1 of the latest forward: ids and their order. Of a router with a
         selection bias, whose choices are a set, that of the last two alone."""
         gaps = [float("inf")]
         for router, (logits, _, ids) in zip(self.modules, self.seen):
+            if type(router).__name__ == "DeepseekV4HashRouter":
+                continue
             keys, groups = keys_of(router, logits)
             gaps.append(groups)
             top = keys.topk(min(ids.shape[1] + 1, logits.shape[1]), dim=-1).values
@@ -149,7 +177,7 @@ class Routers:
                 top = top[:, -2:]
             if top.shape[1] > 1:
                 gaps.append((top[:, :-1] - top[:, 1:]).min().item())
-        return min(gaps)
+        return min(gaps + [self.indexer_gap])
 
 
 def randomize(name, param, std, generator, centered):
@@ -161,6 +189,10 @@ def randomize(name, param, std, generator, centered):
         param.data = 0.1 * noise
     elif name.endswith("sinks"):
         param.data = noise
+    elif name.endswith(("_hc.scale", "hc_scale")):
+        param.data = 1 + 0.1 * noise
+    elif name.endswith(("_hc.base", "hc_base")):
+        param.data = 0.5 * noise
     elif name.endswith("A_log"):  # states that last for a while
         param.data = 0.5 * noise - 1
     elif name.endswith("conv1d.weight"):
@@ -182,6 +214,8 @@ def make_model(config, std, generator):
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+        if name.endswith("tid2eid"):  # distinct experts for each token
+            buffer.copy_(torch.rand(len(buffer), config.n_routed_experts, generator=generator).argsort(dim=-1)[:, : buffer.shape[1]])
     model.tie_weights()
     return model.eval()
 
@@ -271,7 +305,8 @@ def round_to_fp8(model, block):
 
 def round_weights(args, module):
     for tensor in module.state_dict().values():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
-        tensor.copy_(tensor.to(getattr(torch, args.dtype)))
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(getattr(torch, args.dtype)))
     if args.fp8:
         round_to_fp8(module, args.fp8)
 
@@ -510,7 +545,7 @@ def respell_config(out):
 def check_exact(model, dtype):
     """Everything was computed from values that the checkpoint has, too."""
     for name, tensor in model.state_dict().items():
-        if not torch.equal(tensor, tensor.to(dtype).float()):
+        if tensor.is_floating_point() and not torch.equal(tensor, tensor.to(dtype).float()):
             sys.exit(f"{name}: has values that {dtype} has not")
 
 

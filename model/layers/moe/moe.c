@@ -1,6 +1,7 @@
 /* moe.c - the MoE feed-forward part: its tensors, and its steps in order, forward and backward.
  * Refuses: what the steps do (moe.h). */
 #include "layers/moe/moe.h"
+#include "config.h"
 #include "registry.h"
 
 typedef struct moe {
@@ -46,8 +47,9 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     w->moe_index = registry->n_moe++;
     w->router =
         wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, m->config.hidden_size);
+    w->hashed = wb_config_is_hash(&m->config, l);
     w->selection_bias =
-        m->family->selection_bias
+        m->family->selection_bias && !w->hashed
             ? wb_registry_vector(registry, l, "mlp.gate.e_score_correction_bias", m->config.router.n_experts)
             : -1;
     w->router_bias = w->gate_up_bias = w->down_bias = -1;

@@ -36,6 +36,7 @@ typedef struct wb_moe_weights {
     int32_t router_bias, selection_bias; /* [E] */
     int32_t gate_up_bias, down_bias;     /* [slots of this rank][2F] and [H], as wb_param */
     wb_moe_shared_weights shared;
+    bool hashed;           /* its choices are a table by token id (hash_tables.h) */
     int32_t gate_up, down; /* [slots of this rank][2F, H] and [H, F], as wb_param */
 } wb_moe_weights;
 

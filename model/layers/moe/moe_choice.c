@@ -1,5 +1,6 @@
 /* moe_choice.c - the one place where experts are chosen: recorded, forced and native rows alike, so that
  * capture and replay cannot disagree. Refuses: where routes come from, who holds the experts. */
+#include "hash_tables.h"
 #include "host_view.h"
 #include "layers/logit_gradient.h"
 #include "layers/moe/moe.h"
@@ -14,9 +15,10 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
 }
 
 /* The model's router with the K of the layer. */
-static wb_router router_of(const wb_model *model, int32_t moe_index) {
+static wb_router router_of(const wb_model *model, const wb_moe_weights *w) {
     wb_router router = model->config.router;
-    router.top_k = wb_config_layer_k(&model->config, moe_index);
+    router.top_k = wb_config_layer_k(&model->config, w->moe_index);
+    if (w->hashed) router.type = WB_ROUTER_HASH;
     return router;
 }
 
@@ -37,7 +39,7 @@ void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_
 }
 
 static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
-    const wb_router router = router_of(choice->model, w->moe_index);
+    const wb_router router = router_of(choice->model, w);
     wb_device *dev = choice->model->device;
     const int64_t n_logits = pass->T * router.n_experts, n_weights = pass->T * router.top_k;
     const void *logits, *weights;
@@ -52,7 +54,7 @@ static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, cons
 wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router router = router_of(model, w->moe_index);
+    const wb_router router = router_of(model, w);
     const int64_t T = pass->T;
     float *logits = choice->logits.data;
 
@@ -63,13 +65,12 @@ wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb
                                  wb_f32_rows(logits)));
     const wb_ids ids = wb_moe_ids(model, pass->routing->ids, w->moe_index);
     if (!pass->recompute) {
-        /* A family with a table of ids declares it beside the router's matrix, as a parameter of the layer
-         * (wb_moe_weights), and it is passed here as `table`. */
         const wb_topk args = {.router = router,
                               .T = T,
                               .logits = logits,
                               .bias =
                                   w->selection_bias < 0 ? NULL : wb_model_vector(model, w->selection_bias),
+                              .table = wb_hash_table_of(model, w->moe_index),
                               .tokens = pass->tokens,
                               .direction = pass->routing->direction,
                               .ids = ids,
@@ -84,7 +85,7 @@ wb_status wb_moe_choose_backward(wb_moe_choice *choice, const wb_moe_weights *w,
                                  wb_rows x, float *const *grads, wb_rows dx) {
     const wb_model *model = choice->model;
     wb_device *dev = model->device;
-    const wb_router router = router_of(model, w->moe_index);
+    const wb_router router = router_of(model, w);
     const int64_t T = pass->T, H = model->config.hidden_size, E = router.n_experts;
     float *dlogits = choice->dlogits.data;
     wb_rows d;

@@ -45,22 +45,19 @@ static wb_grouped group_down(const wb_moe_experts *experts, const wb_moe_rows *p
     return group(experts, plan, w->down, experts->model->config.hidden_size);
 }
 
-/* ---- experts with biases --------------------------------------------------------------------- */
+/* ---- between the products of clamped experts --------------------------------------------------- */
 
-static wb_clamped_swiglu clamp_of(const wb_model *model) {
-    return (wb_clamped_swiglu){.limit = model->config.swiglu_limit, .alpha = 1.702f, .offset = 1};
-}
-
-/* y (+=) the bias of each row's expert. */
+/* y (+=) the bias of each row's expert; param -1: there is none. */
 static wb_status add_biases(const wb_model *model, const wb_grouped *g, int32_t param, wb_rows y) {
-    return model->device->grouped_bias_forward(model->device, g, g->w.rows, wb_model_vector(model, param), y);
+    wb_device *dev = model->device;
+    return param < 0 ? WB_OK : dev->grouped_bias_forward(dev, g, g->w.rows, wb_model_vector(model, param), y);
 }
 
-static wb_status biased_forward(wb_moe_experts *experts, const wb_grouped *gate_up, const wb_grouped *down,
-                                const wb_moe_weights *w, wb_rows from, wb_rows output) {
+static wb_status clamped_forward(wb_moe_experts *experts, const wb_grouped *gate_up, const wb_grouped *down,
+                                 const wb_moe_weights *w, wb_rows from, wb_rows output) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
-    const wb_clamped_swiglu clamp = clamp_of(model);
+    const wb_clamped_swiglu clamp = wb_swiglu_clamp(model);
     const wb_rows y = wb_activations(model, &experts->gate_up), act = wb_activations(model, &experts->act),
                   none = {0};
     WB_TRY(dev->grouped_matmul(dev, gate_up, from, y, none));
@@ -70,20 +67,25 @@ static wb_status biased_forward(wb_moe_experts *experts, const wb_grouped *gate_
     return add_biases(model, down, w->down_bias, output);
 }
 
-/* What lies between the two products, backwards: dgate_up, in the place of gate_up, from dact. */
-static wb_status biased_backward(wb_moe_experts *experts, const wb_grouped *gate_up, const wb_moe_weights *w,
-                                 float *const *grads) {
+/* dgate_up, in the place of gate_up, from dact. */
+static wb_status clamped_backward(wb_moe_experts *experts, const wb_grouped *gate_up, const wb_moe_weights *w,
+                                  float *const *grads) {
     const wb_model *model = experts->model;
     wb_device *dev = model->device;
-    const wb_clamped_swiglu clamp = clamp_of(model);
+    const wb_clamped_swiglu clamp = wb_swiglu_clamp(model);
     const wb_rows dgate_up = wb_activations(model, &experts->gate_up),
                   dact = wb_activations(model, &experts->dact);
     WB_TRY(dev->grouped_swiglu_backward(dev, gate_up, model->config.expert_width, &clamp, dgate_up, dact,
                                         dgate_up));
+    if (w->gate_up_bias < 0) return WB_OK;
     return dev->grouped_bias_backward(dev, gate_up, gate_up->w.rows, dgate_up, grads[w->gate_up_bias]);
 }
 
-/* ---- both kinds ------------------------------------------------------------------------------ */
+/* ---- all experts ------------------------------------------------------------------------------- */
+
+static bool is_clamped(const wb_moe_experts *experts) {
+    return experts->model->config.swiglu_limit > 0;
+}
 
 wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *plan, const wb_moe_weights *w,
                                  bool leaves_nothing, wb_rows x, wb_rows output) {
@@ -93,10 +95,10 @@ wb_status wb_moe_experts_forward(wb_moe_experts *experts, const wb_moe_rows *pla
     wb_grouped gate_up = group_gate_up(experts, plan, w);
     const wb_rows from = gate_up_input(experts, plan, x), act = wb_activations(model, &experts->act),
                   none = {0};
-    gate_up.y_is_scratch = leaves_nothing && w->down_bias < 0;
+    gate_up.y_is_scratch = leaves_nothing && !is_clamped(experts);
     if (!plan->gather)
         WB_TRY(dev->gather_rows(dev, plan->n, model->config.hidden_size, plan->to_received.data, x, from));
-    if (w->down_bias >= 0) return biased_forward(experts, &gate_up, &down, w, from, output);
+    if (is_clamped(experts)) return clamped_forward(experts, &gate_up, &down, w, from, output);
     WB_TRY(dev->grouped_matmul(dev, &gate_up, from, wb_activations(model, &experts->gate_up), act));
     return dev->grouped_matmul(dev, &down, act, output, none);
 }
@@ -108,12 +110,13 @@ wb_status wb_moe_experts_backward(wb_moe_experts *experts, const wb_moe_rows *pl
     wb_grouped gate_up = group_gate_up(experts, plan, w), down = group_down(experts, plan, w);
     gate_up.overwrites = down.overwrites = starts_grads;
     const wb_rows dgate_up = wb_activations(model, &experts->gate_up), none = {0};
-    const bool biased = w->down_bias >= 0;
-    if (biased) WB_TRY(dev->grouped_bias_backward(dev, &down, down.w.rows, grad, grads[w->down_bias]));
+    const bool clamped = is_clamped(experts);
+    if (w->down_bias >= 0)
+        WB_TRY(dev->grouped_bias_backward(dev, &down, down.w.rows, grad, grads[w->down_bias]));
     WB_TRY(dev->grouped_matmul_backward(dev, &down, wb_activations(model, &experts->act), grad,
                                         grads[w->down], wb_activations(model, &experts->dact),
-                                        biased ? none : dgate_up));
-    if (biased) WB_TRY(biased_backward(experts, &gate_up, w, grads));
+                                        clamped ? none : dgate_up));
+    if (clamped) WB_TRY(clamped_backward(experts, &gate_up, w, grads));
     return dev->grouped_matmul_backward(dev, &gate_up, gate_up_input(experts, plan, x), dgate_up,
                                         grads[w->gate_up], grad, none);
 }

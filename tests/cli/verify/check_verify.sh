@@ -29,6 +29,13 @@ err_has "good_u8.wbr: byte 218: expected a digest of the tokens, found none: 3 o
 expect 1 "$waybill" verify --tokens "$golden/bad_digest.wbr"
 err_has "the digest of the tokens: expected"
 
+# Of another model; and of one without a checkpoint, whose tables cannot be read.
+oracles=$golden/../oracles
+expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$golden/good_u8.wbr"
+err_has "good_u8.wbr: model name: expected deepseek_v4, found test_moe"
+expect 1 "$waybill" verify --model "$scratch/nowhere" "$golden/good_u8.wbr"
+err_has "nowhere/config.json"
+
 mkdir "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
 expect 0 "$waybill" verify "$scratch/directory"

@@ -1,11 +1,13 @@
 /* verify.c - `waybill verify`: the full check, its verdict as exit code. */
 #include "command.h"
+#include "verify/verify_model.h"
 
 #include <inttypes.h>
 #include <stddef.h>
 
 typedef struct verify_options {
     bool tokens;
+    const char *model;
 } verify_options;
 
 static const cli_option table[] = {
@@ -13,6 +15,12 @@ static const cli_option table[] = {
      .type = CLI_FLAG,
      .offset = offsetof(verify_options, tokens),
      .help = "tokens must have a digest in every record, by which their other copies can be compared"},
+    {.name = "model",
+     .argument = "DIR",
+     .type = CLI_TEXT,
+     .offset = offsetof(verify_options, model),
+     .help = "the dump must be of the model in this directory, and in layers that are routed by a table of "
+             "the checkpoint every row must be the table's"},
 };
 
 static void show(void *ctx, uint64_t done, uint64_t total) {
@@ -56,6 +64,7 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     status = wb_dump_verify(spooled.path, show, &progress, &info);
     cli_progress_end(&progress);
     if (status == WB_OK && o->tokens) status = check_digests(spooled.path);
+    if (status == WB_OK && o->model) status = verify_model(spooled.path, o->model);
     if (status != WB_OK) return failed(status);
     if (info.files_cut > 0) {
         printf("CUT: the %" PRIu64 " records before the cuts are whole and can be read as they are.\n",
@@ -69,6 +78,7 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
         printf("; %" PRIu64 " files have no index yet (still being written, or the writer ended early)",
                info.files_without_index);
     if (o->tokens) printf("; every record's tokens have their digest");
+    if (o->model) printf("; routes of the model in %s", o->model);
     printf("\n");
     return CLI_OK;
 }
