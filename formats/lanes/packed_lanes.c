@@ -56,9 +56,9 @@ LANES_INLINE lanes choose_rank(const lanes *ranks, uint32_t bits, lanes place) {
 #pragma GCC unroll 4
     for (uint32_t b = 0; b < bits; b++) {
         const lanes_mask odd = lanes_has(place, 1u << b);
-#pragma GCC unroll 10
-        for (uint32_t i = 0; i < 1u << (bits - b - 1); i++)
-            left[i] = lanes_pick(odd, left[2 * i], left[2 * i + 1]);
+        const uint32_t half = 1u << (bits - b - 1);
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < half; i++) left[i] = lanes_pick(odd, left[2 * i], left[2 * i + 1]);
     }
     return left[0];
 }
@@ -75,7 +75,7 @@ LANES_INLINE lanes nth_lacking(const lanes *below, uint32_t bits, lanes nth) {
         const uint32_t half = 1u << (b - 1);
         const lanes_mask upper = lanes_at_least(nth, left[half - 1]);
         rank = lanes_add(upper, rank, half);
-#pragma GCC unroll 10
+#pragma GCC unroll 8
         for (uint32_t i = 0; i + 1 < half; i++) left[i] = lanes_pick(upper, left[i], left[i + half]);
     }
     return rank;

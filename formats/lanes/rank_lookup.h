@@ -1,5 +1,6 @@
-/* rank_lookup.h - the experts of ranks, which lie in lanes, one layer beside the other, and go into rows of ids,
- * one choice beside the other (internal). Each layer has a table of its own. Refuses: where ranks come from. */
+/* rank_lookup.h - the experts of ranks, which lie in lanes, one layer beside the other, and go into rows of
+ * ids, one choice beside the other (internal). Each layer has a table of its own. Refuses: where ranks come
+ * from. */
 #ifndef WB_RANK_LOOKUP_H
 #define WB_RANK_LOOKUP_H
 
@@ -85,8 +86,8 @@ LANES_INLINE void choices_together(const uint8_t ranks[][LANES], uint8_t (*layer
     }
 }
 
-/* The bytes of `table` [128] at the low seven bits of each byte of v. Without byte shuffles over a whole vector
- * (VBMI), pairs of them are looked up for even bytes and for odd ones, and one byte of each pair is taken. */
+/* The bytes of `table` [128] at the low seven bits of each byte of v. Without shuffles of bytes over a whole
+ * vector (VBMI), pairs are looked up for even bytes and for odd ones, and one byte of each pair is taken. */
 LANES_INLINE __m512i look_up_128(const uint8_t *table, __m512i v) {
     const __m512i low = lanes_load(table), high = lanes_load(table + 64);
     const __m512i own = _mm512_set4_epi32(0x0e0e0c0c, 0x0a0a0808, 0x06060404, 0x02020000);

@@ -71,7 +71,7 @@ if __name__ == "__main__":
     os.makedirs(os.path.join(scratch, "model"))
     with open(os.path.join(scratch, "model", "config.json"), "w") as file:
         json.dump(MODEL, file)
-    print("| command | wall, s | processor, s | own, MiB | with the dump's pages, MiB | printed, MB |\n|---|---|---|---|---|---|")
+    print("| command | wall, s | processor, s | own, MiB | with the pages of files, MiB | printed, MB |\n|---|---|---|---|---|---|")
     for command in COMMANDS.splitlines():
         words = command.replace("DUMP", dump).replace("SCRATCH", scratch).split()
         code, wall, cpu, own, most, printed = run([waybill, *words])
