@@ -4,18 +4,18 @@
 #if defined(__AVX2__) && defined(__FMA__)
 
 /* Columns [0, n / step * step) of BLOCK rows to the columns of `to`; returns how many were done. Meanwhile
- * asks for the rows that come next, into the second-level cache, since a panel fills the first. */
+ * asks for the rows that come next, one line between two stores, into the second-level cache, since a panel
+ * fills the first. */
 WB_INLINE int64_t pack_blocks(const bool is_f32, const char *const row[BLOCK], const char *const next[BLOCK],
                               int64_t n, int64_t width, float *to) {
     const int64_t step = is_f32 ? BLOCK : 2 * BLOCK;
     int64_t k = 0;
     for (; k + step <= n; k += step, to += step * width) {
         const int64_t offset = k * (is_f32 ? 4 : 2);
-        if (offset % 64 == 0)
-            for (int j = 0; j < BLOCK; j++) _mm_prefetch(next[j] + offset, _MM_HINT_T1);
         const block_columns block = load_block(row, offset);
         WB_UNROLL
         for (int i = 0; i < BLOCK; i++) {
+            if (offset % 64 == 0) _mm_prefetch(next[i] + offset, _MM_HINT_T1);
             if (is_f32) {
                 block_store(to + i * width, block.v[i]);
             } else {
@@ -69,11 +69,13 @@ void WB_CPU(pack_transposed)(matrix_rows m, int64_t first, int64_t rows, int64_t
 void WB_CPU(pack_straight)(matrix_rows m, int64_t first, int64_t k, int64_t begin, int64_t end, int64_t width,
                            float *to) {
     const int64_t ahead = 12; /* rows that the memory is asked for beforehand */
+    const int64_t size = m.dtype == WB_F32 ? 4 : 2;
     int64_t columns = end - begin < width ? end - begin : width;
     for (int64_t i = 0; i < k; i++) {
         int64_t start = row_start(m, first + i) + begin;
         int64_t later = row_start(m, first + (i + ahead < k ? i + ahead : k - 1)) + begin;
-        lanes_prefetch((const char *)m.data + later * (m.dtype == WB_F32 ? 4 : 2));
+        const char *ask = (const char *)m.data + later * size;
+        for (int64_t line = 0; line < columns * size; line += 64) lanes_prefetch(ask + line);
         float *out = to + i * width;
         if (m.dtype == WB_F32) {
             const float *row = (const float *)m.data + start;

@@ -3,6 +3,7 @@
 #
 #   compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]
 #
+# VLLM=PYTHON: vLLM too (vllm_model.py), by the Python that has it; its start takes a minute and more, and it has no training.
 # CLOCK=cpu divides by CPU time instead of the wall's: with one thread, a busy machine shows what an idle one would do.
 # Prints medians of REPEATS (5), ranges and ratios, and the largest difference of what the two computed. Both programs stay
 # loaded; while one runs the other sleeps. Cases that the peer lacks (bf16 weights, capture off) run in the same turns.
@@ -12,13 +13,13 @@ if [ "${1:-}" = --help ]; then echo "$usage"; exit 0; fi
 if [ $# -lt 2 ] || [[ $1 == -* ]]; then echo "$usage" >&2; exit 2; fi
 bench=$1 python=$2 threads=${3:-$(nproc)} repeats=${4:-5}
 shift $(($# < 4 ? $# : 4))
-cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_no_routes decode_64 decode_64_no_routes train}
+cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_no_routes decode_64 decode_64_no_routes train train_kept}
 clock=${CLOCK:-wall}
 clock_option=
 if [ "$clock" = cpu ]; then clock_option=--cpu-time; fi
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
-trap 'exec 3>&- 5>&-; wait; rm -rf "$work"' EXIT
+trap 'exec 3>&- 5>&- 7>&-; wait; rm -rf "$work"' EXIT
 
 # Their threads must be asleep, not spinning, while the other is timed.
 export OMP_NUM_THREADS=$threads OMP_PROC_BIND=${OMP_PROC_BIND:-false}
@@ -27,14 +28,19 @@ mkfifo "$work/a_in" "$work/a_out" "$work/b_in" "$work/b_out"
 "$bench" --threads "$threads" $clock_option - <"$work/a_in" >"$work/a_out" &
 "$python" "$here/hf_model.py" "$work/model" --threads "$threads" $clock_option <"$work/b_in" >"$work/b_out" &
 exec 3>"$work/a_in" 4<"$work/a_out" 5>"$work/b_in" 6<"$work/b_out"
+if [ -n "${VLLM:-}" ]; then
+    mkfifo "$work/c_in" "$work/c_out"
+    "$VLLM" "$here/vllm_model.py" "$work/model" --threads "$threads" $clock_option <"$work/c_in" >"$work/c_out" &
+    exec 7>"$work/c_in" 8<"$work/c_out"
+fi
 
 ask() { # ask WHO CASE ROUND: one run; round 0 is the warm-up
     local reply
-    if [ "$1" = waybill ]; then
-        echo "$2" >&3 && read -r reply <&4
-    else
-        echo "$2" >&5 && read -r reply <&6
-    fi
+    case $1 in
+    waybill) echo "$2" >&3 && read -r reply <&4 ;;
+    transformers) echo "$2" >&5 && read -r reply <&6 ;;
+    vllm) echo "$2" >&7 && read -r reply <&8 ;;
+    esac
     if [ "$3" -gt 0 ]; then echo "$1 $reply" >>"$work/results"; fi
 }
 
@@ -44,6 +50,9 @@ for round in $(seq 0 "$repeats"); do
         case $case in
         *_bf16 | *_no_routes) ;;
         *) ask transformers "$case" "$round" ;;
+        esac
+        case ${VLLM:+$case} in
+        prefill | decode_1 | decode_16 | decode_64) ask vllm "$case" "$round" ;;
         esac
     done
 done
@@ -63,6 +72,8 @@ sort -k1,1 -k2,2 -k3,3g "$work/results" | awk -v cases="$cases" '
                 printf "%-20s %32s %32s %7.2f %9.1e\n", name[i], show(a), show(b), median(a) / median(b), difference < 0 ? -difference : difference
             } else
                 printf "%-20s %32s\n", name[i], show(a)
+            v = "vllm " name[i]
+            if (n[v] > 0) printf "%-20s %32s %32s %7.2f\n", name[i] ", vllm", "", show(v), median(a) / median(v)
         }
         for (i = 1; i <= count; i++)
             if (n["waybill " name[i] "_no_routes"] > 0)
