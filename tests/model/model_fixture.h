@@ -69,6 +69,7 @@ typedef enum variant {
     VARIANT_GPT_OSS,    /* sinks, a window in every second layer, experts with biases, YaRN */
     VARIANT_LATENT,     /* latent attention without a low rank of q, two shared experts, a dense layer */
     VARIANT_LATENT_LOW, /* with one; groups, a selection bias, halves rotated, MTP layers */
+    VARIANT_WEIGHTLESS, /* experts without weights, a K of its own in each layer, a dense layer */
     N_VARIANTS
 } variant;
 
@@ -133,8 +134,8 @@ static inline wb_config family_variant(variant v) {
 }
 
 static inline wb_config variant_config(variant v) {
-    if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
-    if (v >= VARIANT_QWEN2) return family_variant(v);
+    if (v == VARIANT_LATENT || v == VARIANT_LATENT_LOW) return latent_variant(v == VARIANT_LATENT_LOW);
+    if (v >= VARIANT_QWEN2 && v < VARIANT_LATENT) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
                    .hidden_size = 20,
                    .n_layers = 3,
@@ -165,6 +166,12 @@ static inline wb_config variant_config(variant v) {
         c.router.type = WB_ROUTER_SOFTMAX;
         c.router.n_experts = 11;
         c.router.top_k = 4;
+    } else if (v == VARIANT_WEIGHTLESS) {
+        c.n_layers = 4;
+        c.moe_layer_mask[0] = 13;
+        c.n_weightless = 4;
+        /* For as many layers as a test gives it. */
+        for (uint32_t l = 0; l < 64; l++) c.layer_top_k[l] = 3 - l % 3;
     } else if (v == VARIANT_FEW) {
         c.router.n_experts = 3;
     } else if (v == VARIANT_WIDE) {
