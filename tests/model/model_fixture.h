@@ -72,6 +72,7 @@ typedef enum variant {
     VARIANT_DELTA,       /* gated delta net, grouped projections, a dense layer, MTP layers */
     VARIANT_DELTA_APART, /* with projections apart, as many key as value heads, shorter taps */
     VARIANT_ENTRIES,     /* hyper-connections, a window, entries of both kinds, a hash-routed layer */
+    VARIANT_WEIGHTLESS,  /* experts without weights, a K of its own in each layer, a dense layer */
     N_VARIANTS
 } variant;
 
@@ -215,9 +216,9 @@ static const int32_t fixture_states[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1
 
 static inline wb_config variant_config(variant v) {
     if (v == VARIANT_ENTRIES) return entries_variant();
-    if (v >= VARIANT_DELTA) return delta_variant(v == VARIANT_DELTA_APART);
-    if (v >= VARIANT_LATENT) return latent_variant(v == VARIANT_LATENT_LOW);
-    if (v >= VARIANT_QWEN2) return family_variant(v);
+    if (v == VARIANT_DELTA || v == VARIANT_DELTA_APART) return delta_variant(v == VARIANT_DELTA_APART);
+    if (v == VARIANT_LATENT || v == VARIANT_LATENT_LOW) return latent_variant(v == VARIANT_LATENT_LOW);
+    if (v >= VARIANT_QWEN2 && v < VARIANT_LATENT) return family_variant(v);
     wb_config c = {.family = WB_FAMILY_QWEN3_MOE,
                    .hidden_size = 20,
                    .n_layers = 3,
@@ -248,6 +249,12 @@ static inline wb_config variant_config(variant v) {
         c.router.type = WB_ROUTER_SOFTMAX;
         c.router.n_experts = 11;
         c.router.top_k = 4;
+    } else if (v == VARIANT_WEIGHTLESS) {
+        c.n_layers = 4;
+        c.moe_layer_mask[0] = 13;
+        c.n_weightless = 4;
+        /* For as many layers as a test gives it. */
+        for (uint32_t l = 0; l < 64; l++) c.layer_top_k[l] = 3 - l % 3;
     } else if (v == VARIANT_FEW) {
         c.router.n_experts = 3;
     } else if (v == VARIANT_WIDE) {

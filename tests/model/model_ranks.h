@@ -172,8 +172,8 @@ static inline int ranks_test_run(ranks_test *test) {
 /* Random models of every variant. Collective; returns this rank's number of failures. */
 static inline int model_ranks_run_random(wb_comm *comm, uint64_t seed) {
     static const char *const names[N_VARIANTS] = {
-        "qwen3",   "qwen3 tied", "olmoe clip",      "few experts", "wide ids",    "qwen2",  "glm4",
-        "gpt_oss", "latent",     "latent low rank", "delta",       "delta apart", "entries"};
+        "qwen3",   "qwen3 tied", "olmoe clip",      "few experts", "wide ids",    "qwen2",   "glm4",
+        "gpt_oss", "latent",     "latent low rank", "delta",       "delta apart", "entries", "weightless"};
     int failures = 0;
     wb_comm *self;
     MUST(wb_comm_open_self(&self));

@@ -160,7 +160,7 @@ static inline void step_open(rank *r, variant v, wb_dispatch_policy dispatch, st
     const wb_config config = variant_config(v);
     int32_t L = 0;
     for (int32_t l = 0; l < config.n_layers; l++) L += wb_config_is_moe(&config, l);
-    wb_placement *placement = placement_random(L, config.router.n_experts, r->of, &r->state, true);
+    wb_placement *placement = placement_random(L, wb_config_weighted(&config), r->of, &r->state, true);
     *s = (step){.comm = r->comm, .dispatch = dispatch};
     s->f = fixture_create_placed(&config, base_seed, s->comm, 1, placement, dispatch);
     wb_placement_close(placement);
@@ -202,7 +202,7 @@ static inline void run_replayed(step *s, bool planned) {
     for (int32_t m = 0; m < MICRO_BATCHES; m++) {
         const step_batch *b = &s->batches[m];
         const uint32_t T = (uint32_t)b->T;
-        const int64_t stride = f->L * f->K;
+        const int64_t stride = (int64_t)wb_route_row_ids(wb_model_routes(f->model));
         pass_results found = {.used = take(b->T, f->row_bytes)};
         wb_replay_slice rows;
         MUST(wb_replay_rows(s->replay, m, WB_ALL_LAYERS, 0, T, &rows));

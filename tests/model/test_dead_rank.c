@@ -121,7 +121,7 @@ static void train_with_dead(rank *r) {
         const uint64_t seed = r->state;
         const wb_dispatch_policy dispatch = v % 2 == 0 ? WB_DISPATCH_STATIC : WB_DISPATCH_DYNAMIC;
         wb_placement *placement = without_dead(r, __builtin_popcountll(config.moe_layer_mask[0]),
-                                               config.router.n_experts, &r->state);
+                                               wb_config_weighted(&config), &r->state);
         fixture dead = fixture_create_placed(&config, seed, r->comm, 1, placement, dispatch);
         fixture plain = fixture_create(&config, seed, r->comm, 1);
         for (int i = 0; i < STEPS; i++) step(r, &dead, &plain, i == STEPS - 1);

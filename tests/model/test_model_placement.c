@@ -9,8 +9,8 @@ enum { ROUNDS = 8 };
 
 static wb_placement *random_for(rank *r, const wb_model *model) {
     const wb_route_model *routes = wb_model_routes(model);
-    return placement_random((int32_t)routes->n_moe_layers, (int32_t)routes->num_experts, r->of, &r->state,
-                            true);
+    return placement_random((int32_t)routes->n_moe_layers, (int32_t)wb_route_weighted(routes), r->of,
+                            &r->state, true);
 }
 
 /* ---- files --------------------------------------------------------------------------------------- */

@@ -32,8 +32,9 @@ static void run_variant(rank *r, variant v, wb_dispatch_policy dispatch) {
     ranks_test test = {.name = wb_dispatch_policy_name(dispatch), .seed = r->seed};
     test.whole = fixture_create(&config, r->seed, self, 1);
     const wb_route_model *routes = wb_model_routes(test.whole.model);
-    wb_placement *placement = placement_random((int32_t)routes->n_moe_layers, (int32_t)routes->num_experts,
-                                               wb_comm_size(r->comm), &state, true);
+    wb_placement *placement =
+        placement_random((int32_t)routes->n_moe_layers, (int32_t)wb_route_weighted(routes),
+                         wb_comm_size(r->comm), &state, true);
     test.spread = fixture_create_placed(&config, r->seed, r->comm, 1, placement, dispatch);
     wb_placement_close(placement);
     r->failures += ranks_test_run(&test);

@@ -140,7 +140,7 @@ static void open_train(wb_model *model, wb_op_sizes expected, int64_t max_expert
 static void open_all(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), P = config.max_positions;
-    wb_placement *placement = placement_random(L, config.router.n_experts, r->of, &r->state, true);
+    wb_placement *placement = placement_random(L, wb_config_weighted(&config), r->of, &r->state, true);
     wb_model_options options = options_of(r, placement);
     wb_model *model;
     options.activations = random_below(&r->state, 2) == 0 ? WB_F32 : WB_BF16;

@@ -125,13 +125,13 @@ static void job_close(job *j) {
 static wb_placement *place(const job *j, const wb_pack *pack, uint32_t more_slots) {
     const wb_route_model *routes = wb_model_routes(j->f.model);
     const wb_topology topology = {
-        .n_ranks = (uint32_t)j->r->of, .n_nodes = 1, .n_slots = routes->num_experts + more_slots};
+        .n_ranks = (uint32_t)j->r->of, .n_nodes = 1, .n_slots = wb_route_weighted(routes) + more_slots};
     wb_eplb_options options = wb_eplb_options_default();
     wb_placement *placement;
     options.algorithm = WB_EPLB_MICROBATCH;
     options.trials = 20000;
     options.threads = 1;
-    MUST(wb_eplb_solve(&topology, routes->n_moe_layers, routes->num_experts,
+    MUST(wb_eplb_solve(&topology, routes->n_moe_layers, wb_route_weighted(routes),
                        (uint32_t)wb_pack_micro_batches(pack), wb_pack_loads(pack), &options, &placement));
     return placement;
 }
@@ -204,7 +204,8 @@ static void run_packed(fixture *f, const wb_pack *pack, wb_replay *replay) {
         MUST(wb_train_forward(f->train, &batch, &routing, NULL, logprobs));
         EXPECT(memcmp(logprobs, b.expected, (size_t)b.T * sizeof *logprobs) == 0);
         MUST(wb_train_backward(f->train, b.dlogprobs));
-        MUST(wb_replay_store(replay, m, WB_ALL_LAYERS, 0, (uint32_t)b.T, used, f->L * f->K, NULL, 0));
+        MUST(wb_replay_store(replay, m, WB_ALL_LAYERS, 0, (uint32_t)b.T, used,
+                             (int64_t)wb_route_row_ids(wb_model_routes(f->model)), NULL, 0));
         free(ids);
         free(used);
     }

@@ -64,7 +64,7 @@ static void expect_same_forward(const rank *r, const wb_config *config, wb_train
 
 static void change_and_bring(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
-    const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = config.router.n_experts;
+    const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = wb_config_weighted(&config);
     wb_placement *placement = placement_random(L, E, r->of, &r->state, true);
     wb_model_options options = options_of(r, placement), alone = whole_options(r);
     wb_model *model, *whole;
@@ -164,7 +164,7 @@ static void expect_number(float *element, float number) {
 
 static void take_gradients(rank *r) {
     const wb_config config = variant_config(VARIANT_QWEN3);
-    wb_placement *placement = placement_random(2, config.router.n_experts, r->of, &r->state, true);
+    wb_placement *placement = placement_random(2, wb_config_weighted(&config), r->of, &r->state, true);
     const wb_model_options options = options_of(r, placement);
     wb_model *model;
     wb_train *train;
@@ -197,7 +197,7 @@ static wb_placement *placement_of(int32_t L, int32_t E, int32_t R, int32_t S, co
 static void expect_refused(const rank *r, const wb_config *config, int32_t S, wb_placement *bad,
                            const char *at_open, const char *later) {
     const int32_t L = __builtin_popcountll(config->moe_layer_mask[0]);
-    wb_placement *good = placement_of(L, config->router.n_experts, r->of, S, NULL);
+    wb_placement *good = placement_of(L, wb_config_weighted(config), r->of, S, NULL);
     wb_model_options options = options_of(r, bad);
     wb_model *model = NULL;
     if (at_open) {

@@ -36,7 +36,7 @@ static float updated(float weight, float gradient, int32_t i) {
 }
 
 static int32_t home_of(const wb_model *model, int32_t expert) {
-    return wb_home_rank(model->config.router.n_experts, wb_comm_size(model->comm), expert);
+    return wb_home_rank(wb_config_weighted(&model->config), wb_comm_size(model->comm), expert);
 }
 
 typedef struct updates {
@@ -149,7 +149,7 @@ static void expect_refused(rank *r, wb_model *model, wb_train *train, const wb_m
 
 static void train_and_move(rank *r) {
     const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
-    const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = config.router.n_experts;
+    const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), E = wb_config_weighted(&config);
     wb_placement *placement = placement_random(L, E, r->of, &r->state, true);
     const wb_model_options options = options_of(r, placement), alone = whole_options(r);
     wb_model *model, *whole;

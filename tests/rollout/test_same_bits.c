@@ -1,9 +1,9 @@
 /* test_same_bits.c - in bf16, what a policy rolled out is what its trainer computes, bit for bit: under
  * replay the training forward has the log-probabilities of the engine, so that KL(rollout || trainer) is
- * exactly 0, and chooses by itself the experts that the engine captured. With the prefix cache, drafts,
- * prompts in chunks that end anywhere and graphs of steps, on one rank and on two, on the CPU and, where
- * there is one, on a GPU: there with contexts beyond a split of attention and the sizes of the tensor cores'
- * kernels.
+ * exactly 0, and chooses by itself the experts that the engine captured; every third model has experts
+ * without weights and layers of their own K. With the prefix cache, drafts, prompts in chunks that end
+ * anywhere and graphs of steps, on one rank and on two, on the CPU and, where there is one, on a GPU: there
+ * with contexts beyond a split of attention and the sizes of the tensor cores' kernels.
  *
  *     test_same_bits [SEED [SEEDS]]
  *
@@ -66,6 +66,10 @@ static wb_config config_of_run(const rank_run *run) {
     c.dense_width = 2 * run->sizes.width;
     c.vocab_size = VOCABULARY;
     c.max_positions = MAX_TEXT + 64;
+    if (run->seed % 3 == 0) {
+        c.n_weightless = 7;
+        memcpy(c.layer_top_k, (const uint32_t[]){3, 1, 2}, 3 * sizeof *c.layer_top_k);
+    }
     return c;
 }
 

@@ -43,7 +43,8 @@ static wb_status attention_backward(const wb_compressed *a, const wb_compressed_
 static wb_status norm_backward(const wb_compressed *a, int64_t n, int64_t width, const float *w, wb_rows raw,
                                wb_rows d, float *grad) {
     const wb_model *m = a->model;
-    return m->device->rmsnorm_backward(m->device, n, width, raw, w, m->config.norm_eps, d, d, grad);
+    return m->device->rmsnorm_backward(m->device, n, width, raw, (wb_norm){.w = w, .eps = m->config.norm_eps},
+                                       d, d, grad);
 }
 
 /* Of a projection of x: grads (+=), and dx (+=, or = where it is the first). */

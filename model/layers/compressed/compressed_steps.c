@@ -35,7 +35,8 @@ wb_status wb_compressed_rotate(const wb_compressed *a, const wb_pass *pass, int3
 wb_status wb_compressed_norm(const wb_compressed *a, int64_t n, int64_t width, const float *w, wb_rows raw,
                              wb_rows normed) {
     const wb_model *m = a->model;
-    return m->device->rmsnorm_forward(m->device, n, width, raw, w, m->config.norm_eps, normed);
+    return m->device->rmsnorm_forward(m->device, n, width, raw, (wb_norm){.w = w, .eps = m->config.norm_eps},
+                                      normed);
 }
 
 /* ---- attention ------------------------------------------------------------------------------- */
