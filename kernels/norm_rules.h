@@ -1,4 +1,4 @@
-/* norm_rules.h - the factor of an RMSNorm, w or 1 + w, as both backends make it. Refuses: sums, rows. */
+/* norm_rules.h - the factor of an RMSNorm, w, 1 + w or 1, as both backends make it. Refuses: sums, rows. */
 #ifndef WB_NORM_RULES_H
 #define WB_NORM_RULES_H
 
@@ -11,7 +11,7 @@ static WB_HD float wb_norm_offset(wb_norm norm) {
 }
 
 static WB_HD float wb_norm_factor(wb_norm norm, int64_t i) {
-    return wb_add(norm.w[i], wb_norm_offset(norm));
+    return norm.w ? wb_add(norm.w[i], wb_norm_offset(norm)) : 1.0f;
 }
 
 #endif

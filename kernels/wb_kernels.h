@@ -35,6 +35,8 @@
  *     behind each of them; embed rounds y where the table is f32
  *   - attention rounds out after the division by the softmax's sum, no score and no probability; dq; and dk
  *     and dv after the sum over all queries of the call, which the widened dk and dv begin
+ *   - attention over entries rounds as attention does, dk and dentries after the sum over all queries; a
+ *     compressor rounds an entry, not what a state has of it, and dbias is summed before dgates are rounded
  *   - moe_combine rounds y after the last choice, its backward each element of drows
  *   - gather, scatter, and kv_write between like dtypes, move bits.
  * The rows of one call have one dtype unless the op says otherwise; any other mixture is INVALID_ARGUMENT,
@@ -268,7 +270,7 @@ typedef wb_status wb_embed_backward_fn(wb_device *dev, int64_t T, int64_t H, con
 
 /* What an RMSNorm multiplies a row by, behind the division by the row's root mean square. */
 typedef struct wb_norm {
-    /* device, as wide as the row */
+    /* device, as wide as the row; NULL, in rmsnorm_forward and its backward, which has no dw then: all 1 */
     const float *w;
     /* added to the mean of the squares */
     float eps;

@@ -15,13 +15,30 @@ static inline float row_inverse_rms(const float *x, int64_t width, float eps) {
 /* y may be x. */
 static inline void row_norm(int64_t width, const float *x, wb_norm norm, float *y) {
     const float r = row_inverse_rms(x, width, norm.eps), offset = wb_norm_offset(norm);
+    if (norm.w) {
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] * r * (norm.w[i] + offset);
+    } else {
+        WB_INDEPENDENT
+        for (int64_t i = 0; i < width; i++) y[i] = x[i] * r;
+    }
+}
+
+/* That of row_norm_backward where there is no w. */
+static inline void row_plain_norm_backward(int64_t width, const float *x, float r, const float *dy,
+                                           float *dx) {
+    const float shrink = r * r * r * row_dot(dy, x, width) / (float)width;
     WB_INDEPENDENT
-    for (int64_t i = 0; i < width; i++) y[i] = x[i] * r * (norm.w[i] + offset);
+    for (int64_t i = 0; i < width; i++) dx[i] = fmaf(-shrink, x[i], r * dy[i]);
 }
 
 /* dx = r w dy - x r^3 <w dy, x> / width; r: row_inverse_rms; dx may be dy. */
 static inline void row_norm_backward(int64_t width, const float *x, wb_norm norm, float r, const float *dy,
                                      float *dx) {
+    if (!norm.w) {
+        row_plain_norm_backward(width, x, r, dy, dx);
+        return;
+    }
     const float *w = norm.w, offset = wb_norm_offset(norm);
     float sum[WB_LANES] = {0.0f};
     int64_t i = 0;

@@ -131,8 +131,13 @@ wb_status launch_orders(wb_device *dev, const wb_indexer *args, int64_t first, i
 
 extern "C" {
 
+/* Of all tokens, where that is below ORDER_BYTES; else these, or more where one token needs more. So a call
+ * that has fewer tokens or entries never needs more. */
 size_t wb_cuda_indexer_bytes(int64_t T, int64_t max_entries) {
-    return static_cast<size_t>(tokens_at_once(T, max_entries) * max_entries) * sizeof(uint32_t);
+    const size_t one = static_cast<size_t>(max_entries) * sizeof(uint32_t),
+                 all = static_cast<size_t>(T) * one;
+    const size_t room = ORDER_BYTES;
+    return all < room ? all : one > room ? one : room;
 }
 
 wb_status wb_cuda_indexer_topk(wb_device *dev, const wb_indexer *args) {

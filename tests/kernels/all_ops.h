@@ -430,6 +430,7 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     all_recurrent(dev, large ? 150 : 5,
                   large ? (wb_delta_heads){2, 4, 37, 50} : (wb_delta_heads){1, 2, 16, 5}, &o);
     all_routing(dev, large ? 1000 : 9, large ? 64 : 20, 5, large ? 90 : 21, &o);
+    all_plain_norms(dev, large ? 120 : 7, large ? 500 : 38, &o);
     all_streams(dev, large ? 300 : 5, large ? 130 : 9, &o);
     all_compressed(dev, large ? 300 : 21, large ? 70 : 5, &o);
     all_entries(dev, large ? 300 : 30, large ? 40 : 6, &o);

@@ -1,10 +1,21 @@
-/* compressed_ops.h - the part of all_ops.h that is of hyper-connections, compressors, indexers and attention
- * over entries. */
+/* compressed_ops.h - the part of all_ops.h that is of norms without a weight, hyper-connections, compressors,
+ * indexers and attention over entries. */
 #ifndef WB_COMPRESSED_OPS_H
 #define WB_COMPRESSED_OPS_H
 
 #include "entry_problem.h"
 #include "kept_outputs.h"
+
+/* A norm without a weight, as of heads. */
+static inline void all_plain_norms(wb_device *dev, int64_t T, int64_t H, outputs *o) {
+    const wb_norm norm = {NULL, 1e-6f, false};
+    float *x = random_floats(T * H, -2, 2), *d = random_floats(T * H, -1, 1), *y = floats(T * H);
+    assert_ok(dev->rmsnorm_forward(dev, T, H, wb_f32_rows(x), norm, wb_f32_rows(y)));
+    assert_ok(dev->rmsnorm_backward(dev, T, H, wb_f32_rows(x), norm, wb_f32_rows(d), wb_f32_rows(d), NULL));
+    keep_floats(o, y, T * H, "rmsnorm_forward without a weight");
+    keep_floats(o, d, T * H, "rmsnorm_backward without a weight");
+    free(x);
+}
 
 static inline void all_streams(wb_device *dev, int64_t T, int64_t H, outputs *o) {
     enum { S = 4 };

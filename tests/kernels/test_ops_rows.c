@@ -122,6 +122,26 @@ static void test_rmsnorm(void **state) {
     wb_device_close(dev);
 }
 
+/* A norm without w is one whose w is all 1. */
+static void test_rmsnorm_without_weight(void **state) {
+    (void)state;
+    enum { N = 3, WIDTH = 37, COUNT = N * WIDTH };
+    wb_device *dev = open_cpu(2);
+    float *x = random_floats(COUNT, -2, 2), *dy = random_floats(COUNT, -1, 1), *ones = floats(WIDTH);
+    float *expected = floats(COUNT), *found = floats(COUNT);
+    for (int i = 0; i < WIDTH; i++) ones[i] = 1;
+    const wb_norm plain = {NULL, 1e-6f, false}, with = norm_of(ones, false);
+    const wb_rows from = wb_f32_rows(x), d = wb_f32_rows(dy);
+    assert_ok(dev->rmsnorm_forward(dev, N, WIDTH, from, with, wb_f32_rows(expected)));
+    assert_ok(dev->rmsnorm_forward(dev, N, WIDTH, from, plain, wb_f32_rows(found)));
+    assert_same_bits(found, expected, COUNT, "rmsnorm_forward");
+    assert_ok(dev->rmsnorm_backward(dev, N, WIDTH, from, with, d, wb_f32_rows(expected), NULL));
+    assert_ok(dev->rmsnorm_backward(dev, N, WIDTH, from, plain, d, wb_f32_rows(found), NULL));
+    assert_same_bits(found, expected, COUNT, "rmsnorm_backward");
+    free(x), free(dy), free(ones), free(expected), free(found);
+    wb_device_close(dev);
+}
+
 /* ---- rotary embedding ------------------------------------------------------------------------ */
 
 static void check_rope(int32_t first, bool interleaved) {
@@ -350,11 +370,12 @@ static void test_bias(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),           cmocka_unit_test(test_cast_kv_write_gather_scatter),
-        cmocka_unit_test(test_rmsnorm),         cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_rope_of_entries), cmocka_unit_test(test_copy_columns),
-        cmocka_unit_test(test_copy_heads),      cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_add_clamp),       cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_embed),        cmocka_unit_test(test_cast_kv_write_gather_scatter),
+        cmocka_unit_test(test_rmsnorm),      cmocka_unit_test(test_rmsnorm_without_weight),
+        cmocka_unit_test(test_rope),         cmocka_unit_test(test_rope_of_entries),
+        cmocka_unit_test(test_copy_columns), cmocka_unit_test(test_copy_heads),
+        cmocka_unit_test(test_swiglu),       cmocka_unit_test(test_add_clamp),
+        cmocka_unit_test(test_bias),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -22,7 +22,7 @@
 enum { RANKS = 3 };
 
 /* By variant. */
-static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 3, 2, 2};
+static const int threads_of[N_VARIANTS] = {2, 3, 5, 2, 3, 2, 3, 4, 2, 3, 3, 2, 2, 3};
 
 static uint64_t base_seed;
 
