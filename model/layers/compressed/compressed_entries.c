@@ -28,18 +28,14 @@ int wb_compressor_products(const wb_compressed *a, const wb_compressor *c, const
 
 wb_compress wb_compressor_args(const wb_compressed *a, const wb_compressor *c, const wb_compressor_weights *w,
                                const wb_pass *pass, char *states, int64_t stride) {
-    return (wb_compress){.T = pass->T,
+    return (wb_compress){.of = {pass->T, pass->n_runs, pass->runs, states, stride},
                          .width = c->width,
                          .ratio = a->ratio,
                          .overlaps = c->overlaps,
                          .values = rows_of(a, &c->values),
                          .gates = rows_of(a, &c->gates),
                          .bias = a->model->params[w->bias].memory.data,
-                         .pos = pass->pos,
-                         .runs = pass->runs,
-                         .n_runs = pass->n_runs,
-                         .states = states,
-                         .state_stride = stride};
+                         .pos = pass->pos};
 }
 
 /* offset: of the compressor's part of a sequence's state. */
