@@ -34,10 +34,26 @@ static wb_status read_text(const char *text, found *f) {
 static const struct {
     const char *text, *name, *router;
     uint32_t hidden_layers, moe, first, last, E, K, V;
-} published[] = {};
+} published[] = {
+    {"{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 43, \"hidden_size\": 4096, "
+     "\"n_routed_experts\": 256, "
+     "\"num_experts_per_tok\": 6, \"num_hash_layers\": 3, \"vocab_size\": 129280}",
+     "deepseek_v4", "sqrtsoftplus", 43, 43, 0, 42, 256, 6, 129280},
+    {"{\"model_type\": \"qwen3_next\", \"num_hidden_layers\": 48, \"hidden_size\": 2048, \"num_experts\": "
+     "512, "
+     "\"num_experts_per_tok\": 10, \"norm_topk_prob\": true, \"decoder_sparse_step\": 2, "
+     "\"mlp_only_layers\": [47], "
+     "\"vocab_size\": 151936}",
+     "qwen3_next", "softmax_norm", 48, 23, 1, 45, 512, 10, 151936},
+    {"{\"model_type\": \"qwen3_5_moe\", \"vocab_size\": 7, \"text_config\": {\"model_type\": "
+     "\"qwen3_5_moe_text\", "
+     "\"num_hidden_layers\": 40, \"hidden_size\": 2048, \"num_experts\": 256, \"num_experts_per_tok\": 8, "
+     "\"vocab_size\": 248320}}",
+     "qwen3_5_moe", "softmax_norm", 40, 40, 0, 39, 256, 8, 248320},
+};
 enum { N_PUBLISHED = sizeof published / sizeof published[0] };
 
-static void test_families_that_the_engine_does_not_run(void **state) {
+static void test_files_without_what_an_engine_needs(void **state) {
     static char fingerprints[N_PUBLISHED][33];
     (void)state;
     for (size_t i = 0; i < N_PUBLISHED; i++) {
@@ -154,7 +170,7 @@ static void test_what_cannot_be(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_families_that_the_engine_does_not_run),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_files_without_what_an_engine_needs),
                                        cmocka_unit_test(test_the_engines_families_are_as_the_engine_has_them),
                                        cmocka_unit_test(test_quantized_and_scaled),
                                        cmocka_unit_test(test_what_cannot_be)};

@@ -77,8 +77,7 @@ static wb_status open_forwards(void *model) {
 }
 
 static void infer_pass(const rig *r) {
-    const int32_t tokens[T] = {1, 2, 3}, pos[T] = {0, 1, 2}, seq[T] = {0}, blocks[T] = {0, 1, 2}, row = T - 1,
-                  state = 0;
+    const int32_t tokens[T] = {1, 2, 3}, pos[T] = {0, 1, 2}, seq[T] = {0}, blocks[T] = {0, 1, 2}, row = T - 1;
     uint8_t ids[ROUTE_BYTES];
     const wb_infer_batch batch = {T, tokens, pos, seq, 1, T, blocks, fixture_states, 1, &row};
     const float *logits = NULL;
