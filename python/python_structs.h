@@ -18,6 +18,18 @@
     F(wb_route_model, const uint32_t *, moe_layers)         \
     F(wb_route_model, uint32_t, num_experts)                \
     F(wb_route_model, uint32_t, top_k)                      \
+    F(wb_route_model, const uint32_t *, layer_top_k)        \
+    F(wb_route_model, uint32_t, n_weightless)               \
+    F(wb_route_model, uint32_t, n_indexer_layers)           \
+    F(wb_route_model, uint32_t, indexer_k)                  \
+    F(wb_route_model, const uint32_t *, indexer_layers)     \
+    F(wb_route_model, const uint32_t *, indexer_source)     \
+    S(wb_indexer_rows)                                      \
+    F(wb_indexer_rows, uint32_t, start)                     \
+    F(wb_indexer_rows, uint32_t, rows)                      \
+    F(wb_indexer_rows, const uint32_t *, counts)            \
+    F(wb_indexer_rows, const uint64_t *, ends)              \
+    F(wb_indexer_rows, const uint32_t *, positions)         \
     S(wb_route_rows)                                        \
     F(wb_route_rows, uint32_t, start)                       \
     F(wb_route_rows, uint32_t, rows)                        \
@@ -48,6 +60,7 @@
     F(wb_record, const float *, sampling_logprobs)          \
     F(wb_record, const uint32_t *, mask_ids)                \
     F(wb_record, const uint32_t *, mask_ends)               \
+    F(wb_record, const wb_indexer_rows *, indexer)          \
     S(wb_dump_options)                                      \
     F(wb_dump_options, wb_codec, codec)                     \
     F(wb_dump_options, int, zstd_level)                     \

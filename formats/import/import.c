@@ -1,4 +1,5 @@
 /* import.c - see wb_import.h: from documents to requests, and from a request to a record. */
+#include "import/import_indexer.h"
 #include "import/import_record.h"
 #include "import/import_routes.h"
 #include "import/import_source.h"
@@ -153,6 +154,8 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
                         .tokens = t.tokens};
     WB_TRY(wb_import_read_extras(r, import->rules, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
+    const uint32_t start = record.n_routes > 0 ? record.routes[0].start : 0;
+    WB_TRY(wb_import_read_indexer(r, &import->model, &t, start, owner, &record));
     WB_TRY(wb_record_check(&import->model, &record, true));
     WB_TRY(take_rid(import, rid));
     *record_out = record;

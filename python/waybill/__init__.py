@@ -32,9 +32,9 @@ from ._errors import (
     Unsupported,
 )
 from ._foreign import Import, export, import_
-from ._model import RouteModel
+from ._model import Indexer, RouteModel
 from ._pack import Pack, pack
-from ._record import Mask, Record, Run, Sampling
+from ._record import IndexerRows, Mask, Record, Run, Sampling
 from ._replay import ALL_LAYERS, Padding, Replay, ReplayMetrics, Rows, Slice
 
 __version__: str = _abi.functions["wb_version"]().decode()
@@ -49,6 +49,8 @@ __all__ = [
     "DumpWriter",
     "Error",
     "Import",
+    "Indexer",
+    "IndexerRows",
     "InputOutput",
     "InvalidArgument",
     "Mask",

@@ -5,12 +5,26 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _abi
 from ._errors import InvalidArgument
+
+
+class Indexer(NamedTuple):
+    """Which attention layers an indexer chooses up to `k` positions for, by their indices among all layers,
+    and for each of them the layer whose indexer it uses."""
+
+    layers: tuple[int, ...]
+    source: tuple[int, ...]
+    k: int
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """[S] the layers that use an indexer of their own, which are the columns of a record's rows."""
+        return tuple(layer for layer, source in zip(self.layers, self.source) if layer == source)
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,8 @@ class RouteModel:
     name: model_type of its config.json. fingerprint: 32 hex digits, made from the architecture. router: how
     it weighs its choices, "softmax_norm" and others. moe_layers [L]: which of the hidden layers have experts,
     ascending. num_experts: E, experts of a layer. top_k: K, experts chosen for a token in a layer.
+    layer_top_k [L]: where layers differ, the K of each, of which top_k is the largest. weightless: how many
+    of the E, the last ones, have no weights. indexer: None where no layer has one.
     """
 
     name: str
@@ -30,11 +46,22 @@ class RouteModel:
     moe_layers: tuple[int, ...]
     num_experts: int
     top_k: int
+    layer_top_k: tuple[int, ...] | None = None
+    weightless: int = 0
+    indexer: Indexer | None = None
     _kept: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         layers = _abi.array(self.moe_layers, np.uint32, (-1,), "model moe_layers")
         object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in layers))
+        lists = [self.layer_top_k or (), *(self.indexer[:2] if self.indexer else ((), ()))]
+        counts = (len(layers) if self.layer_top_k else 0, len(lists[1]), len(lists[1]))
+        names = ("model layer_top_k", "indexer layers", "indexer source")
+        top_k, indexed, source = (
+            _abi.array(values, np.uint32, (n,), what) for values, n, what in zip(lists, counts, names)
+        )
+        if self.layer_top_k:
+            object.__setattr__(self, "layer_top_k", tuple(int(k) for k in top_k))
         struct = _abi.struct(
             "wb_route_model",
             name=_abi.text(self.name, "model name"),
@@ -45,9 +72,16 @@ class RouteModel:
             moe_layers=_abi.pointer(layers),
             num_experts=self.num_experts,
             top_k=self.top_k,
+            layer_top_k=_abi.pointer(top_k) if self.layer_top_k else None,
+            n_weightless=self.weightless,
+            n_indexer_layers=len(indexed),
+            indexer_k=self.indexer.k if self.indexer else 0,
+            indexer_layers=_abi.pointer(indexed) if self.indexer else None,
+            indexer_source=_abi.pointer(source) if self.indexer else None,
         )
         narrow = _abi.functions["wb_route_dtype"](struct.num_experts) == _abi.enums["WB_U8"]
-        object.__setattr__(self, "_kept", (struct, layers, np.dtype("<u1" if narrow else "<u2")))
+        dtype = np.dtype("<u1" if narrow else "<u2")
+        object.__setattr__(self, "_kept", (struct, layers, dtype, top_k, indexed, source))
         _abi.functions["wb_route_model_check"](self._struct)
 
     @classmethod
@@ -64,6 +98,20 @@ class RouteModel:
     def n_moe_layers(self) -> int:
         """L."""
         return len(self.moe_layers)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Of the ids of one token: (L, K); where layers differ in their K, (the sum of them,)."""
+        return (sum(self.layer_top_k),) if self.layer_top_k else (self.n_moe_layers, self.top_k)
+
+    def layer_k(self, layer: int) -> int:
+        """K of MoE layer `layer`, 0..L-1."""
+        return self.layer_top_k[layer] if self.layer_top_k else self.top_k
+
+    @property
+    def weighted(self) -> int:
+        """Experts of a layer that have weights, of which placements and loads are."""
+        return self.num_experts - self.weightless
 
     @property
     def id_dtype(self) -> np.dtype:
@@ -93,7 +141,21 @@ def from_struct(struct: Any) -> RouteModel:
         moe_layers=tuple(int(layer) for layer in layers),
         num_experts=struct.num_experts,
         top_k=struct.top_k,
+        layer_top_k=_listed(struct.layer_top_k, struct.n_moe_layers) if struct.layer_top_k else None,
+        weightless=struct.n_weightless,
+        indexer=_indexer_of(struct),
     )
+
+
+def _listed(address: Any, n: int) -> tuple[int, ...]:
+    return tuple(int(value) for value in _abi.copied(address, (n,), "<u4"))
+
+
+def _indexer_of(struct: Any) -> Indexer | None:
+    n = struct.n_indexer_layers
+    if n == 0:
+        return None
+    return Indexer(_listed(struct.indexer_layers, n), _listed(struct.indexer_source, n), struct.indexer_k)
 
 
 def model_of_folder(folder: str | os.PathLike[str]) -> tuple[RouteModel, int]:

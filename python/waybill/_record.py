@@ -35,6 +35,26 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
 
 
+class IndexerRows(NamedTuple):
+    """What indexers chose, of the tokens at positions start and on. Column s is that of layer
+    `model.indexer.columns[s]`."""
+
+    start: int
+    counts: np.ndarray
+    """[rows, S] u4: how many positions were chosen."""
+    ends: np.ndarray
+    """[rows, S] u8: where a choice ends in `positions`, and the next one's begins. One that is all of the
+    first positions has none there."""
+    positions: np.ndarray
+    """[n] u4, ascending in each choice."""
+
+    def chosen(self, row: int, column: int) -> np.ndarray:
+        """The positions of one choice, u4."""
+        cell, count = row * self.counts.shape[1] + column, int(self.counts[row, column])
+        end, begin = int(self.ends.flat[cell]), int(self.ends.flat[cell - 1]) if cell else 0
+        return self.positions[begin:end] if end > begin else np.arange(count, dtype="<u4")
+
+
 class Mask(NamedTuple):
     """The tokens that top-k and top-p kept when sampled token i was drawn: ids[ends[i - 1]:ends[i]], or
     ids[:ends[0]] for the first."""
@@ -72,13 +92,14 @@ class Record:
         sampling: Sampling | Sequence[float] | None = None,
         sampling_logprobs: Any = None,
         mask: Mask | Sequence[Any] | None = None,
+        indexer: IndexerRows | Sequence[Any] | None = None,
     ) -> None:
         """A record of one's own, checked by the library when it is appended to a dump or added to a replay.
 
         tokens [N] ids, prompt included; logprobs and sampling_logprobs [N - prompt_len]; routes [rows, L, K]
         ids of the tokens from position `start` on, valid [rows] bool (None: all), or `runs` of them where
         they are not consecutive; spans: (start, end, weight_version) of the tokens that each version of the
-        weights was fed.
+        weights was fed; indexer: (start, counts, ends, positions) as IndexerRows has them.
         """
         self.model = check_model(model)
         made = _Builder(self.model)
@@ -92,6 +113,7 @@ class Record:
         made.runs(runs)
         made.spans(spans)
         made.sampling(sampling, mask)
+        made.indexer(indexer)
         self._raw, self._owner = made.raw, made.kept
 
     @classmethod
@@ -108,6 +130,7 @@ class Record:
         fields = {name: _copy(getattr(self, name)) for name in arrays + others}
         fields["runs"] = [Run(*map(_copy, run)) for run in self.runs]
         fields["mask"] = self.mask and Mask(*map(_copy, self.mask))
+        fields["indexer"] = self.indexer and IndexerRows(*map(_copy, self.indexer))
         return fields
 
     def __reduce__(self) -> Any:
@@ -191,7 +214,8 @@ class Record:
 
     @property
     def routes(self) -> np.ndarray:
-        """[rows, L, K] of the model's id_dtype: row r is of the token at position start + r.
+        """[rows, L, K] of the model's id_dtype: row r is of the token at position start + r. Where layers
+        differ in their K, [rows, the sum of them], one layer after the other.
 
         A view where the rows are one run, as most are. Several are copied into one array, zero where `valid`
         is not.
@@ -199,9 +223,8 @@ class Record:
         runs = self.runs
         if len(runs) == 1:
             return runs[0].ids
-        shape = (self.model.n_moe_layers, self.model.top_k)
         first = runs[0].start if runs else 0
-        rows = np.zeros((_end(runs) - first, *shape), self.model.id_dtype)
+        rows = np.zeros((_end(runs) - first, *self.model.row_shape), self.model.id_dtype)
         for run in runs:
             rows[run.start - first :][: len(run.ids)] = run.ids
         return rows
@@ -215,6 +238,18 @@ class Record:
         for run in runs:
             there[run.start - first :][: len(run.ids)] = unpack_bits(run.valid, len(run.ids))
         return there
+
+    @property
+    def indexer(self) -> IndexerRows | None:
+        """Which positions the indexers chose, as views; None: not recorded."""
+        if not self._raw.indexer:
+            return None
+        raw = _abi.structs["wb_indexer_rows"].from_address(self._raw.indexer)
+        shape = (raw.rows, len(self.model.indexer.columns) if self.model.indexer else 0)
+        counts = _abi.view(raw.counts, shape, "<u4", self)
+        ends = _abi.view(raw.ends, shape, "<u8", self)
+        stored = int(ends.flat[-1]) if ends.size else 0
+        return IndexerRows(raw.start, counts, ends, _abi.view(raw.positions, (stored,), "<u4", self))
 
     @property
     def digest(self) -> int:
@@ -253,7 +288,7 @@ class Record:
         return _abi.view(address, (self._raw.n_tokens - self._raw.prompt_len,), dtype, self)
 
     def _run(self, run: Any) -> Run:
-        shape = (run.rows, self.model.n_moe_layers, self.model.top_k)
+        shape = (run.rows, *self.model.row_shape)
         bits = _abi.view(run.valid, ((run.rows + 7) // 8,), "u1", self) if run.valid else None
         return Run(run.start, _abi.view(run.ids, shape, self.model.id_dtype, self), bits)
 
@@ -315,7 +350,7 @@ class _Builder:
             setattr(self.raw, field, self.keep(values, "<f4", (sampled,), field))
 
     def runs(self, runs: Sequence[Run]) -> None:
-        shape = (-1, self.model.n_moe_layers, self.model.top_k)
+        shape = (-1, *self.model.row_shape)
         made = (_abi.structs["wb_route_rows"] * len(runs))()
         for raw, run in zip(made, runs):
             _abi.fill(raw, start=run.start)
@@ -326,6 +361,20 @@ class _Builder:
         self.kept.append(made)
         self.raw.n_routes = len(runs)
         self.raw.routes = ctypes.addressof(made) if runs else None
+
+    def indexer(self, indexer: Any) -> None:
+        if indexer is None:
+            return
+        start, counts, ends, positions = indexer
+        shape = (-1, len(self.model.indexer.columns) if self.model.indexer else 0)
+        made = _abi.struct("wb_indexer_rows", start=start)
+        made.counts = self.keep(counts, "<u4", shape, "indexer counts")
+        made.rows = len(self.kept[-1])
+        made.ends = self.keep(ends, "<u8", self.kept[-1].shape, "indexer ends")
+        stored = int(self.kept[-1].flat[-1]) if self.kept[-1].size else 0
+        made.positions = self.keep(positions, "<u4", (stored,), "indexer positions")
+        self.kept.append(made)
+        self.raw.indexer = ctypes.addressof(made)
 
     def spans(self, spans: Any) -> None:
         rows = np.zeros(len(spans), SPAN)

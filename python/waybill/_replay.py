@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from typing import Any, Iterator, NamedTuple, Sequence, Union
 
 import numpy as np
@@ -219,11 +220,11 @@ class Replay:
         return self._slice(raw, layer)
 
     def _slice(self, raw: Any, layer: int) -> Slice:
-        K, dtype = self.model.top_k, self.model.id_dtype
-        inner = (K,) if layer != ALL_LAYERS else (self.model.n_moe_layers, K)
+        dtype = self.model.id_dtype
+        inner = self._inner(layer)
         strides = (
             raw.stride * dtype.itemsize,
-            *((K * dtype.itemsize,) if len(inner) > 1 else ()),
+            *((inner[-1] * dtype.itemsize,) if len(inner) > 1 else ()),
             dtype.itemsize,
         )
         return Slice(
@@ -237,20 +238,23 @@ class Replay:
             raw.want_native,
         )
 
+    def _inner(self, layer: int) -> tuple[int, ...]:
+        """The shape of a row's ids in a layer or in all."""
+        return self.model.row_shape if layer == ALL_LAYERS else (self.model.layer_k(layer),)
+
     def store(self, micro_batch: int, layer: int, used: Any, native: Any = None, row: int = 0) -> None:
         """Tells where rows from `row` on were sent, used [T, K] or [T, L, K] (None: not told), and what each
         would have chosen (None: not known). Mismatch where a row did not go as planned; nothing is changed
         then."""
-        K = self.model.top_k
-        shape = (-1, K) if layer != ALL_LAYERS else (-1, self.model.n_moe_layers, K)
+        inner = self._inner(layer)
         told = [
-            None if ids is None else _abi.array(ids, self.model.id_dtype, shape, what)
+            None if ids is None else _abi.array(ids, self.model.id_dtype, (-1, *inner), what)
             for ids, what in ((used, "used"), (native, "native"))
         ]
         lengths = {len(ids) for ids in told if ids is not None}
         if len(lengths) > 1:
             raise InvalidArgument(f"store: expected as many rows in used and native, found {sorted(lengths)}")
-        stride = K if layer != ALL_LAYERS else self.model.n_moe_layers * K
+        stride = math.prod(inner)
         _abi.functions["wb_replay_store"](
             self._address, micro_batch, layer, row, max(lengths, default=0),
             _abi.pointer(told[0]), stride, _abi.pointer(told[1]), stride,

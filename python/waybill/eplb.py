@@ -72,7 +72,7 @@ def loads(
     Records are checked, ids too.
     """
     model = check_dump(dump).model
-    topology = topology or Topology(1, model.num_experts)
+    topology = topology or Topology(1, model.weighted)
     numbers = None if records is None else _abi.array(records, np.uint64, (-1,), "records")
     handle = dump._open()
     with handle.lock:
@@ -80,7 +80,7 @@ def loads(
             _abi.functions["wb_dump_counts_open"], handle.address, _abi.pointer(numbers),
             len(dump) if numbers is None else len(numbers), n_batches, topology._struct, None, None,
         )  # fmt: skip
-    shape = (n_batches, model.n_moe_layers, model.num_experts)
+    shape = (n_batches, model.n_moe_layers, model.weighted)
     try:
         return _abi.copied(_abi.functions["wb_dump_counts_loads"](opened), shape, np.float64)
     finally:

@@ -81,6 +81,9 @@ class Reading(unittest.TestCase):
         "mask ends": lambda record: record.mask and record.mask.ends,
         "routes": lambda record: record.runs[0].ids if record.runs else None,
         "valid": lambda record: record.runs[0].valid if record.runs else None,
+        "indexer counts": lambda record: record.indexer and record.indexer.counts,
+        "indexer ends": lambda record: record.indexer and record.indexer.ends,
+        "indexer positions": lambda record: record.indexer and record.indexer.positions,
     }
 
     def test_views_are_no_copies(self):
@@ -324,6 +327,38 @@ class Writing(unittest.TestCase):
         for name in ("tokens", "logprobs", "spans", "valid"):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
         np.testing.assert_array_equal(one.routes[one.valid], other.routes[other.valid])
+
+    def test_indexers_and_layers_that_differ_come_back(self):
+        for name in ("good_indexer.wbr", "good_indexer_zstd.wbr", "good_layers_top_k.wbr"):
+            source = waybill.open(golden(name)[0])
+            self.assertEqual(pickle.loads(pickle.dumps(source.model)), source.model)
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "copy.wbr")
+                with waybill.create(path, source.model) as writer:
+                    for record in source:
+                        writer.append(
+                            waybill.Record(
+                                source.model, record.rid, record.tokens, record.prompt_len,
+                                runs=record.runs, indexer=record.indexer,
+                            )
+                        )  # fmt: skip
+                copy = waybill.open(path)
+                self.assertEqual(copy.model, source.model)
+                for mine, theirs in zip(copy, source):
+                    np.testing.assert_array_equal(mine.valid, theirs.valid)
+                    np.testing.assert_array_equal(mine.routes[mine.valid], theirs.routes[theirs.valid])
+                    self.assertEqual(mine.indexer is None, theirs.indexer is None)
+                    for row in range(len(mine.indexer.counts) if mine.indexer else 0):
+                        for column in range(2):
+                            chosen = mine.indexer.chosen(row, column)
+                            np.testing.assert_array_equal(chosen, theirs.indexer.chosen(row, column))
+                            self.assertEqual(len(chosen), mine.indexer.counts[row, column])
+        model = waybill.open(golden("good_layers_top_k.wbr")[0]).model
+        self.assertEqual((model.row_shape, model.layer_k(1), model.weighted), ((11,), 3, 9))
+        with self.assertRaisesRegex(waybill.InvalidArgument, "layer_top_k"):
+            waybill.RouteModel(
+                "m", model.fingerprint, "softmax", 4, (1, 2, 3), 12, 4, layer_top_k=(4, 0, 4)
+            )
 
     def test_what_was_written_is_read(self):
         random = support.random_for(self)
