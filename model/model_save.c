@@ -183,8 +183,8 @@ static wb_status write_index(const wb_model *m, bool as_opened, const char *dir)
     return status;
 }
 
-/* What config.json says of the whole: bf16 where all matrices are; taps, as vectors, are none. A model that is
- * saved as it was opened may have had some in f32, as checkpoints keep their routers, and is still called
+/* What config.json says of the whole: bf16 where all matrices are; taps, as vectors, are none. A model that
+ * is saved as it was opened may have had some in f32, as checkpoints keep their routers, and is still called
  * bf16. */
 static wb_dtype matrix_dtype(const wb_model *m, bool as_opened) {
     bool some = false, all = true;

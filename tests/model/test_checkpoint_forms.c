@@ -211,8 +211,8 @@ static void test_quantized_beside_bf16_is_saved_as_bf16(void **state) {
     }
 }
 
-/* The language model of a model of text and images, experts of a layer in one tensor: what images pass through
- * is named, and what is saved is the same weights as a model of text has them. */
+/* The language model of a model of text and images, experts of a layer in one tensor: what images pass
+ * through is named, and what is saved is the same weights as a model of text has them. */
 static void test_the_language_model_of_text_and_images(void **state) {
     (void)state;
     const temp_path nested = oracle("qwen3_5_moe_nested_fused"), saved = temp_in(dir.text, "text");

@@ -73,7 +73,13 @@ class Oracle:
         layers = waybill.hf._layers(self.hf)
         router = waybill.hf._router(self.hf, layers).type
         self.model = waybill.RouteModel(
-            config.model_type, support.FINGERPRINT, router, config.num_hidden_layers, numbers, E, K
+            config.model_type.removesuffix("_text"),
+            support.FINGERPRINT,
+            router,
+            config.num_hidden_layers,
+            numbers,
+            E,
+            K,
         )
 
     def records(self, kind="forced"):

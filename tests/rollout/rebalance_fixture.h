@@ -14,8 +14,8 @@ static inline wb_config moving_config(void) {
     return tiny_config(WB_FAMILY_QWEN3_MOE, N_EXPERTS, 3, N_LAYERS + 1, 2);
 }
 
-/* A vocabulary of few tokens, of which a random MTP layer guesses some: latent attention, or a gated delta net,
- * whose state goes back when a guess is wrong. N_LAYERS of its layers are MoE. */
+/* A vocabulary of few tokens, of which a random MTP layer guesses some: latent attention, or a gated delta
+ * net, whose state goes back when a guess is wrong. N_LAYERS of its layers are MoE. */
 static inline wb_config guessing_config(wb_family family) {
     const bool all_moe = family == WB_FAMILY_QWEN3_5_MOE;
     wb_config c = tiny_config(family, N_EXPERTS, 3, N_LAYERS + !all_moe, !all_moe);

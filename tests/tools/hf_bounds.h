@@ -11,6 +11,12 @@
  *     and a softmax's weight by a quarter of it. So each of the 10 counts sqrt(D) / 2 times.
  *     Without that norm nothing in a configuration says how large scores are: the bound is then of models
  *     whose queries and keys are about as large as normed ones, as make_oracle.py's are by default.
+ *     Gates are 4 more: norm, matrix and product, and what they multiply.
+ *   - A gated delta net 27: queries, keys and values 4 each, with norm, matrix, product and convolution, and
+ *     keys once more, since what is taken from a state and what is added to it have them; z 3; b and a 3; the
+ *     output, its norm, the projection's two and the residual 5. Queries and keys are normed, so that no part
+ *     of it is larger than what it came of; what its norm divides by is taken to be as large as that too, as
+ *     it is where states last, as those of make_oracle.py do.
  *   - A feed-forward part 9: the norm, gate and up, their product, down, the sum over choices, the residual,
  *     the router's matrix.
  *   - The embedding, the last norm and the head 4.
@@ -52,8 +58,13 @@ static inline double roundings(const wb_config *config) {
                  expert_biases = config->family == WB_FAMILY_GPT_OSS ? 2 : 0;
     const double hyper = config->hyper.n_streams > 0 ? 3 : 0, entries = config->compressed.q_rank > 0 ? 8 : 0;
     const double scores = (5 + biases) * sqrt((double)config->head_dim) * score_factor(&config->rope_scaling);
-    const double mixer = 7 + 2 * biases + scores + hyper + entries, feed_forward = 9 + expert_biases + hyper;
-    return config->n_layers * (mixer + feed_forward) + 4;
+    const double gates = config->delta.n_key_heads > 0 ? 4 : 0, delta = 27;
+    const double mixer = 7 + 2 * biases + gates + scores + hyper + entries,
+                 feed_forward = 9 + expert_biases + hyper;
+    double sum = 4;
+    for (int32_t l = 0; l < config->n_layers; l++)
+        sum += feed_forward + (config->delta.layer_mask[l / 64] >> (l % 64) & 1u ? delta : mixer);
+    return sum;
 }
 
 /* Of results of that root mean square. */
