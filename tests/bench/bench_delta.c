@@ -1,6 +1,6 @@
 /* bench_delta.c - the gated delta rule and the short convolution on the CPU, at the heads of
- * Qwen3-Next-80B-A3B (16 key heads and 32 value heads of 128): microseconds a token of a prompt, of decode and
- * of training, on one thread, of processor time, so that other programs count for little.
+ * Qwen3-Next-80B-A3B (16 key heads and 32 value heads of 128): microseconds a token of a prompt, of decode
+ * and of training, on one thread, of processor time, so that other programs count for little.
  *
  * Usage: bench_delta [MILLISECONDS for each case]
  */
