@@ -93,7 +93,7 @@ typedef struct wb_memory {
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
 /* The CUDA backend on device `index`. Its ops give the bits of the CPU's, but on bf16 for products of two
- * matrices, swiglu, attention of heads of 64 and 128, and of 192 with values of 128, and rmsnorm's dw
+ * matrices, swiglu, attention of heads of 64 and 128, and of 192 with values of 128, and the norms' dw
  * (Numbers, above). Some need memory of their own, which grows to the largest use so far and goes with the
  * device.
  *
@@ -585,7 +585,8 @@ typedef struct wb_gated_delta {
 
 /* o[T, n_value * value_dim] (=). Backward, without states: dqkv (=) like qkv, db and da (=) like b and a;
  * dA_log and ddt_bias [n_value] (+=) over the tokens in ascending order. dq and dk are summed over the value
- * heads of a key head, ascending. */
+ * heads of a key head, ascending. CUDA takes a key_dim of at most 256, and in the backward a head whose state
+ * fits a block's shared memory, as 128 by 128 does everywhere. */
 typedef wb_status wb_gated_delta_forward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows o);
 typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows dout,
                                              wb_rows dqkv, wb_rows db, wb_rows da, float *dA_log,

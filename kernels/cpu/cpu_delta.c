@@ -17,8 +17,8 @@ static void forward_token(const wb_gated_delta *a, int64_t t, int64_t head, cons
     rows_load(a->qkv, delta_value_at(a, t, head), n, v);
     for (int64_t j = 0; j < n; j++) {
         float *row = state + j * dim;
-        delta_step(dim, gates, keys->k, v[j], row, row);
-        out[j] = row_dot(row, keys->q, dim);
+        const float error = v[j] - delta_fade(dim, gates.decay, keys->k, row, row);
+        out[j] = delta_learn(dim, gates.beta * error, keys->k, keys->q, row);
     }
 }
 

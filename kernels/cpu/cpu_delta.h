@@ -50,16 +50,32 @@ static inline delta_gates delta_load_gates(const wb_gated_delta *args, int64_t t
                          wb_sigmoid(b)};
 }
 
-/* A row of S^T, those of one value, from before a token to behind it: returns v - m, m being what S gives for
- * k. to: may be from. */
-static inline float delta_step(int64_t dim, delta_gates gates, const float *k, float v, const float *from,
-                               float *to) {
-    WB_INDEPENDENT
-    for (int64_t i = 0; i < dim; i++) to[i] = gates.decay * from[i];
-    const float error = v - row_dot(to, k, dim), d = gates.beta * error;
-    WB_INDEPENDENT
-    for (int64_t i = 0; i < dim; i++) to[i] = fmaf(k[i], d, to[i]);
-    return error;
+/* A row of S^T, that of one value: to (=) decay * from, which may be the same. Returns its product with k. */
+static inline float delta_fade(int64_t dim, float decay, const float *k, const float *from, float *to) {
+    const lanes all = lanes_set(decay);
+    lanes acc = lanes_set(0.0f);
+    int64_t i = 0;
+    for (; i + WB_LANES <= dim; i += WB_LANES) {
+        const lanes faded = lanes_mul(all, lanes_load(from + i));
+        lanes_store(to + i, faded);
+        acc = lanes_fma(faded, lanes_load(k + i), acc);
+    }
+    for (int64_t rest = i; rest < dim; rest++) to[rest] = decay * from[rest];
+    return lanes_sum_rest(acc, to + i, k + i, dim - i);
+}
+
+/* row += k d. Returns its product with q. */
+static inline float delta_learn(int64_t dim, float d, const float *k, const float *q, float *row) {
+    const lanes all = lanes_set(d);
+    lanes acc = lanes_set(0.0f);
+    int64_t i = 0;
+    for (; i + WB_LANES <= dim; i += WB_LANES) {
+        const lanes learnt = lanes_fma(lanes_load(k + i), all, lanes_load(row + i));
+        lanes_store(row + i, learnt);
+        acc = lanes_fma(learnt, lanes_load(q + i), acc);
+    }
+    for (int64_t rest = i; rest < dim; rest++) row[rest] = fmaf(k[rest], d, row[rest]);
+    return lanes_sum_rest(acc, row + i, q + i, dim - i);
 }
 
 #endif

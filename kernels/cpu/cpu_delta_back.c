@@ -15,11 +15,11 @@ typedef struct chunk {
     delta_keys keys[WB_DELTA_CHUNK];   /* of each token */
     delta_gates gates[WB_DELTA_CHUNK]; /* likewise, of one value head, as are the next two */
     float *states;                     /* S^T before each token, and behind the last one */
-    float *errors;                     /* [value_dim] of each token: what delta_step returned */
+    float *errors;                     /* [value_dim] of each token: v - m, m being what S' gives for k */
     float *dstates;                    /* of each value head: the gradient of S^T behind the next token */
     float *dq, *dk;                    /* [key_dim] of each token: sums over the value heads so far */
     float *lanes_q, *lanes_k;          /* [WB_LANES][key_dim] a token's sums over its values */
-    float *d, *dd, *dgs; /* [value_dim] of a token: gradients of o and of d, parts of that of g */
+    float *d, *dd, *dgs; /* [value_dim] of a token: gradients of o, then v; of d; parts of that of g */
 } chunk;
 
 static float *take(float *memory, int64_t *used, int64_t n) {
@@ -64,45 +64,67 @@ static void compute_again(chunk *c, const wb_sequence_run *run, int64_t head) {
         const float *before = c->states + i * size;
         c->gates[i] = delta_load_gates(a, c->first + i, head);
         rows_load(a->qkv, delta_value_at(a, c->first + i, head), n, c->d);
-        for (int64_t j = 0; j < n; j++)
-            c->errors[i * n + j] = delta_step(dim, c->gates[i], c->keys[i].k, c->d[j], before + j * dim,
-                                              c->states + (i + 1) * size + j * dim);
+        for (int64_t j = 0; j < n; j++) {
+            float *behind = c->states + (i + 1) * size + j * dim, *error = &c->errors[i * n + j];
+            *error = c->d[j] - delta_fade(dim, c->gates[i].decay, c->keys[i].k, before + j * dim, behind);
+            delta_learn(dim, c->gates[i].beta * *error, c->keys[i].k, c->keys[i].q, behind);
+        }
     }
+}
+
+/* Rows of a value's sums: dq += behind dout, ds += q dout. Returns the product of ds and k. */
+static float backward_output(int64_t dim, float dout, const float *q, const float *k, const float *behind,
+                             float *dq, float *ds) {
+    const lanes all = lanes_set(dout);
+    lanes acc = lanes_set(0.0f);
+    int64_t i = 0;
+    for (; i + WB_LANES <= dim; i += WB_LANES) {
+        const lanes to = lanes_fma(lanes_load(q + i), all, lanes_load(ds + i));
+        lanes_store(ds + i, to);
+        lanes_store(dq + i, lanes_fma(lanes_load(behind + i), all, lanes_load(dq + i)));
+        acc = lanes_fma(to, lanes_load(k + i), acc);
+    }
+    for (int64_t rest = i; rest < dim; rest++) {
+        dq[rest] = fmaf(behind[rest], dout, dq[rest]);
+        ds[rest] = fmaf(q[rest], dout, ds[rest]);
+    }
+    return lanes_sum_rest(acc, ds + i, k + i, dim - i);
+}
+
+/* dk += ds d + faded dm, faded being decay * before; then ds (=) decay (ds + k dm). Returns the product of
+ * ds + k dm and faded. */
+static float backward_state(int64_t dim, float decay, float d, float dm, const float *k, const float *before,
+                            float *dk, float *ds) {
+    const lanes decays = lanes_set(decay), ds_all = lanes_set(d), dms = lanes_set(dm);
+    lanes acc = lanes_set(0.0f);
+    float faded[WB_LANES], behind[WB_LANES];
+    int64_t i = 0;
+    for (; i + WB_LANES <= dim; i += WB_LANES) {
+        const lanes from = lanes_mul(decays, lanes_load(before + i)), to = lanes_load(ds + i);
+        lanes_store(dk + i, lanes_fma(from, dms, lanes_fma(to, ds_all, lanes_load(dk + i))));
+        const lanes learnt = lanes_fma(lanes_load(k + i), dms, to);
+        acc = lanes_fma(learnt, from, acc);
+        lanes_store(ds + i, lanes_mul(learnt, decays));
+    }
+    for (int64_t rest = i; rest < dim; rest++) {
+        faded[rest - i] = decay * before[rest];
+        dk[rest] = fmaf(faded[rest - i], dm, fmaf(ds[rest], d, dk[rest]));
+        behind[rest - i] = fmaf(k[rest], dm, ds[rest]);
+        ds[rest] = behind[rest - i] * decay;
+    }
+    return lanes_sum_rest(acc, behind, faded, dim - i);
 }
 
 /* Value j of token i: ds, a row of the gradient of S^T, from behind the token to before it. */
 static void backward_value(chunk *c, int64_t i, int64_t j, float *ds) {
-    const int64_t dim = c->args->heads.key_dim, size = dim * c->args->heads.value_dim;
-    const float *before = c->states + i * size + j * dim, *behind = before + size;
+    const int64_t dim = c->args->heads.key_dim, n = c->args->heads.value_dim, lane = j % WB_LANES * dim;
+    const float *before = c->states + (i * n + j) * dim, *behind = before + n * dim;
     const float *q = c->keys[i].q, *k = c->keys[i].k, decay = c->gates[i].decay, beta = c->gates[i].beta;
-    const float dout = c->d[j], d = beta * c->errors[i * c->args->heads.value_dim + j];
-    float *dq = c->lanes_q + j % WB_LANES * dim, *dk = c->lanes_k + j % WB_LANES * dim;
-    WB_INDEPENDENT
-    for (int64_t x = 0; x < dim; x++) {
-        dq[x] = fmaf(behind[x], dout, dq[x]);
-        ds[x] = fmaf(q[x], dout, ds[x]);
-    }
-    const float dd = row_dot(ds, k, dim), dm = -(beta * dd);
-    float sum[WB_LANES] = {0.0f};
-    int64_t x = 0;
-    for (; x + WB_LANES <= dim; x += WB_LANES)
-        for (int64_t lane = 0, at = x; lane < WB_LANES; lane++, at++) {
-            const float faded = decay * before[at];
-            dk[at] = fmaf(faded, dm, fmaf(ds[at], d, dk[at]));
-            ds[at] = fmaf(k[at], dm, ds[at]);
-            sum[lane] = fmaf(ds[at], faded, sum[lane]);
-            ds[at] *= decay;
-        }
-    for (int64_t lane = 0; x < dim; lane++, x++) {
-        const float faded = decay * before[x];
-        dk[x] = fmaf(faded, dm, fmaf(ds[x], d, dk[x]));
-        ds[x] = fmaf(k[x], dm, ds[x]);
-        sum[lane] = fmaf(ds[x], faded, sum[lane]);
-        ds[x] *= decay;
-    }
+    const float dd = backward_output(dim, c->d[j], q, k, behind, c->lanes_q + lane, ds), dv = beta * dd;
+    c->dgs[j] =
+        backward_state(dim, decay, beta * c->errors[i * n + j], -dv, k, before, c->lanes_k + lane, ds);
     c->dd[j] = dd;
-    c->dgs[j] = wb_lanes_sum(sum);
-    c->d[j] = beta * dd; /* of v */
+    c->d[j] = dv;
 }
 
 /* sum[n] += the fold of of_lane[WB_LANES][n], as wb_lanes_sum; of_lane is then of no use. */

@@ -28,8 +28,14 @@ WB_INLINE lanes lanes_load(const float *p) {
 WB_INLINE void lanes_store(float *p, lanes x) {
     _mm512_storeu_ps(p, x.v);
 }
+WB_INLINE lanes lanes_mul(lanes a, lanes b) {
+    return (lanes){_mm512_mul_ps(a.v, b.v)};
+}
 WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     return (lanes){_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+WB_INLINE __m256 lanes_eight(lanes x) {
+    return _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
 }
 WB_INLINE lanes lanes_load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
@@ -53,8 +59,14 @@ WB_INLINE void lanes_store(float *p, lanes x) {
     _mm256_storeu_ps(p, x.lo);
     _mm256_storeu_ps(p + 8, x.hi);
 }
+WB_INLINE lanes lanes_mul(lanes a, lanes b) {
+    return (lanes){_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
 WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     return (lanes){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+WB_INLINE __m256 lanes_eight(lanes x) {
+    return _mm256_add_ps(x.lo, x.hi);
 }
 WB_INLINE __m256 widen_8_bf16(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
@@ -83,6 +95,10 @@ WB_INLINE lanes lanes_load(const float *p) {
 WB_INLINE void lanes_store(float *p, lanes x) {
     for (int i = 0; i < WB_LANES; i++) p[i] = x.v[i];
 }
+WB_INLINE lanes lanes_mul(lanes a, lanes b) {
+    for (int i = 0; i < WB_LANES; i++) a.v[i] *= b.v[i];
+    return a;
+}
 WB_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
     for (int i = 0; i < WB_LANES; i++) c.v[i] = fmaf(a.v[i], b.v[i], c.v[i]);
     return c;
@@ -95,6 +111,18 @@ WB_INLINE lanes lanes_load_bf16(const uint16_t *p) {
 
 #endif
 
+/* wb_lanes_sum, without a way through memory where there are vectors. */
+WB_INLINE float lanes_sum(lanes x) {
+#if defined(__AVX2__) && defined(__FMA__)
+    const __m256 eight = lanes_eight(x);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
+    return wb_lanes_sum(x.v);
+#endif
+}
+
 /* Asks for the cache line of `p`. */
 WB_INLINE void lanes_prefetch(const void *p) {
 #if defined(__GNUC__)
@@ -104,15 +132,21 @@ WB_INLINE void lanes_prefetch(const void *p) {
 #endif
 }
 
+/* The sum of acc's lanes and of the products of a row's last n elements, fewer than WB_LANES. */
+static inline float lanes_sum_rest(lanes acc, const float *x, const float *y, int64_t n) {
+    float sum[WB_LANES];
+    if (n == 0) return lanes_sum(acc);
+    lanes_store(sum, acc);
+    for (int64_t i = 0; i < n; i++) sum[i] = fmaf(x[i], y[i], sum[i]);
+    return wb_lanes_sum(sum);
+}
+
 /* Sum of x[i] * y[i]: one fma for each element into lane i mod 16. */
 static inline float row_dot(const float *x, const float *y, int64_t n) {
-    float sum[WB_LANES];
     lanes acc = lanes_set(0.0f);
     int64_t i = 0;
     for (; i + WB_LANES <= n; i += WB_LANES) acc = lanes_fma(lanes_load(x + i), lanes_load(y + i), acc);
-    lanes_store(sum, acc);
-    for (int lane = 0; i < n; i++, lane++) sum[lane] = fmaf(x[i], y[i], sum[lane]);
-    return wb_lanes_sum(sum);
+    return lanes_sum_rest(acc, x + i, y + i, n - i);
 }
 
 /* Largest x[i]; n >= 1. */
