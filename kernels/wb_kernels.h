@@ -410,10 +410,11 @@ static inline int64_t wb_hyper_width(int32_t n_streams, int32_t iterations) {
     return (int64_t)n_streams * (iterations > 0 ? n_streams + 2 : 1);
 }
 
-/* in[T,H] (=); weights[T,M] (=), f32: pre, post and C. Backward, with the products of the forward: from din
- * and dweights[T,M], of which those of post and C are read, dx (+=) what comes by pre and by the mean of the
- * squares, dproducts[T,M] (=), may be dweights, dscale and dbase (+=) over ascending tokens. What comes by
- * the products is left to a matmul: dx += dproducts fn, and dfn += dproducts^T x. */
+/* in[T,H] (=); weights[T,M] (=), f32: pre, post and C.
+ * Backward, with the products of the forward: from din and dweights[T,M], of which those of post and C are
+ * read, dx (+=) what comes by pre and by the mean of the squares, dproducts[T,M] (=), may be dweights,
+ * dscale and dbase (+=) over ascending tokens. What comes by the products is left to a matmul: dx +=
+ * dproducts fn, and dfn += dproducts^T x. */
 typedef wb_status wb_hyper_pre_forward_fn(wb_device *dev, const wb_hyper *args, wb_rows in, float *weights);
 typedef wb_status wb_hyper_pre_backward_fn(wb_device *dev, const wb_hyper *args, wb_rows din,
                                            const float *dweights, wb_rows dx, float *dproducts, float *dscale,
@@ -631,9 +632,10 @@ static inline int64_t wb_compress_state_bytes(int64_t width, bool overlaps) {
     return (overlaps ? 2 : 1) * 3 * width * (int64_t)sizeof(float);
 }
 
-/* entries[T,D] (=): row t is the entry that ends at token t, zeros where none does. Backward, without states:
- * dvalues and dgates [T,C] (=), zeros at positions of which no entry is made; dbias[R,C] (+=) the sum of
- * dgates over ascending tokens. dentries: rows in which no entry ends are not read. */
+/* entries[T,D] (=): row t is the entry that ends at token t, zeros where none does.
+ * Backward, without states: dvalues and dgates [T,C] (=), zeros at positions of which no entry is made;
+ * dbias[R,C] (+=) the sum of dgates over ascending tokens. dentries: rows in which no entry ends are not
+ * read. */
 typedef wb_status wb_compress_forward_fn(wb_device *dev, const wb_compress *args, wb_rows entries);
 typedef wb_status wb_compress_backward_fn(wb_device *dev, const wb_compress *args, wb_rows dentries,
                                           wb_rows dvalues, wb_rows dgates, float *dbias);
@@ -653,7 +655,7 @@ typedef struct wb_entries {
 /* The entries that attention of a token is to see, where these are chosen: the top_k of the largest
  *   sum over ascending heads h of weights_h max(<q_h, key of the entry>, 0)
  * in which a score is one fma chain over a head's dimensions. Order: score descending, then entry ascending,
- * NaN last. No gradient passes through a choice. */
+ * NaN last. No gradient passes through a choice. CUDA takes n_heads * (head_dim + 1) of at most 12,000. */
 typedef struct wb_indexer {
     int64_t T;
     int32_t n_heads, head_dim, top_k;
