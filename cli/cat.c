@@ -11,7 +11,7 @@
 
 typedef struct cat_options {
     const char *rid;
-    bool json, tokens, routes;
+    bool json, tokens, routes, indexer;
     uint64_t limit;
 } cat_options;
 
@@ -24,7 +24,7 @@ static const cli_option table[] = {
     {.name = "json",
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, json),
-     .help = "whole records: --tokens and --routes"},
+     .help = "whole records: --tokens, --routes and --indexer"},
     {.name = "tokens",
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, tokens),
@@ -33,6 +33,12 @@ static const cli_option table[] = {
      .type = CLI_FLAG,
      .offset = offsetof(cat_options, routes),
      .help = "routes too: [{start, rows}], rows as [row][layer][choice] of expert ids, null where not valid"},
+    {.name = "indexer",
+     .type = CLI_FLAG,
+     .offset = offsetof(cat_options, indexer),
+     .help = "what indexers chose too, where it is recorded: {start, rows}, rows as [row][layer] of "
+             "positions, of "
+             "the layers that have an indexer of their own"},
     {.name = "limit",
      .argument = "N",
      .type = CLI_NUMBER,
@@ -119,7 +125,7 @@ typedef struct row_printer {
 } row_printer;
 
 static wb_status open_rows(row_printer *p, const wb_route_model *m) {
-    const size_t ids = (size_t)m->n_moe_layers * m->top_k;
+    const size_t ids = wb_route_row_ids(m);
     p->dtype = wb_route_dtype(m->num_experts);
     const uint32_t n_texts = p->dtype == WB_U8 ? 256 : 65536;
     WB_TRY(WB_OWN(&p->memory, p->texts, n_texts, "texts of ids"));
@@ -136,11 +142,12 @@ static wb_status open_rows(row_printer *p, const wb_route_model *m) {
 /* Writes a row without looking at each character: the comma after a layer's last id becomes its bracket. */
 static void print_row(const row_printer *p, const wb_route_model *m, const void *row) {
     char *at = p->line;
+    size_t index = 0;
     *at++ = '[';
     for (uint32_t l = 0; l < m->n_moe_layers; l++) {
         *at++ = '[';
-        for (uint32_t k = 0; k < m->top_k; k++) {
-            const id_text *text = &p->texts[wb_route_id(row, p->dtype, (size_t)l * m->top_k + k)];
+        for (uint32_t k = wb_route_layer_k(m, l); k > 0; k--) {
+            const id_text *text = &p->texts[wb_route_id(row, p->dtype, index++)];
             memcpy(at, text->text, sizeof text->text);
             at += text->length;
         }
@@ -169,6 +176,29 @@ static void print_routes(const row_printer *p, const wb_route_model *m, const wb
     printf("]");
 }
 
+static void print_choice(const wb_indexer_choice *choice) {
+    putchar('[');
+    for (uint32_t j = 0; j < choice->count; j++)
+        printf("%s%" PRIu32, j ? "," : "", wb_indexer_position(choice, j));
+    putchar(']');
+}
+
+static void print_indexer(const wb_route_model *m, const wb_record *r) {
+    const uint32_t columns = wb_indexer_columns(m), start = r->indexer->start;
+    printf(",\"indexer\":{\"start\":%" PRIu32 ",\"rows\":[", start);
+    for (uint32_t t = 0; t < r->indexer->rows; t++) {
+        printf(t ? ",[" : "[");
+        for (uint32_t column = 0; column < columns; column++) {
+            wb_indexer_choice choice = {0};
+            if (column) putchar(',');
+            (void)wb_indexer_at(m, r->indexer, start + t, column, &choice);
+            print_choice(&choice);
+        }
+        putchar(']');
+    }
+    printf("]}");
+}
+
 static void print_record(const row_printer *p, const wb_route_model *m, const wb_record *r,
                          const cat_options *o) {
     printf("{\"rid\":");
@@ -180,6 +210,7 @@ static void print_record(const row_printer *p, const wb_route_model *m, const wb
     if (r->sampling) print_sampling(r->sampling);
     if (o->tokens || o->json) print_tokens(r);
     if (o->routes || o->json) print_routes(p, m, r);
+    if (r->indexer && (o->indexer || o->json)) print_indexer(m, r);
     printf("}\n");
 }
 

@@ -42,8 +42,16 @@ static void print_model(const wb_route_model *m) {
     printf("model        %s, router %s, fingerprint %s\n", m->name, m->router, m->fingerprint);
     printf("layers       %" PRIu32 " MoE layers of %" PRIu32 ": %" PRIu32 "..%" PRIu32 "\n", m->n_moe_layers,
            m->num_hidden_layers, m->moe_layers[0], m->moe_layers[m->n_moe_layers - 1]);
-    printf("experts      %" PRIu32 " chosen of %" PRIu32 ", %s: %zu bytes a row\n", m->top_k, m->num_experts,
-           wb_dtype_name(wb_route_dtype(m->num_experts)), wb_route_row_bytes(m));
+    printf("experts      ");
+    for (uint32_t l = 0; m->layer_top_k && l < m->n_moe_layers; l++)
+        printf("%s%" PRIu32, l ? ", " : "", m->layer_top_k[l]);
+    if (!m->layer_top_k) printf("%" PRIu32, m->top_k);
+    printf(" chosen of %" PRIu32, m->num_experts);
+    if (m->n_weightless > 0) printf(", the last %" PRIu32 " without weights", m->n_weightless);
+    printf(", %s: %zu bytes a row\n", wb_dtype_name(wb_route_dtype(m->num_experts)), wb_route_row_bytes(m));
+    if (m->n_indexer_layers > 0)
+        printf("indexers     %" PRIu32 " of %" PRIu32 " layers, up to %" PRIu32 " positions\n",
+               wb_indexer_columns(m), m->n_indexer_layers, m->indexer_k);
 }
 
 static void print_file(const char *name, const totals *t) {

@@ -20,9 +20,8 @@ static wb_status header_fail(const header_tree *tree, const char *key, const cha
                    expected);
 }
 
-/* The value of `key`, of `type`; exactly one such key. */
-static wb_status get(const header_tree *tree, const char *key, msgpack_object_type type, const char *expected,
-                     const msgpack_object **out) {
+/* The value of `key`, NULL without one; not twice. */
+static wb_status find(const header_tree *tree, const char *key, const msgpack_object **out) {
     const msgpack_object *found = NULL;
     for (uint32_t i = 0; i < tree->map->via.map.size; i++) {
         const msgpack_object_kv *pair = &tree->map->via.map.ptr[i];
@@ -32,6 +31,15 @@ static wb_status get(const header_tree *tree, const char *key, msgpack_object_ty
         if (found) return header_fail(tree, key, "the key once");
         found = &pair->val;
     }
+    *out = found;
+    return WB_OK;
+}
+
+/* The value of `key`, of `type`; exactly one such key. */
+static wb_status get(const header_tree *tree, const char *key, msgpack_object_type type, const char *expected,
+                     const msgpack_object **out) {
+    const msgpack_object *found = NULL;
+    WB_TRY(find(tree, key, &found));
     if (!found || found->type != type) return header_fail(tree, key, expected);
     *out = found;
     return WB_OK;
@@ -57,21 +65,62 @@ static wb_status get_text(const header_tree *tree, const char *key, char *field,
     return WB_OK;
 }
 
-static wb_status get_layers(const header_tree *tree, wb_route_model *m) {
+static wb_status get_list(const header_tree *tree, const char *key, const uint32_t **list_out,
+                          uint32_t *n_out) {
     const msgpack_object *value = NULL;
-    WB_TRY(get(tree, "moe_layers", MSGPACK_OBJECT_ARRAY, "an array", &value));
+    WB_TRY(get(tree, key, MSGPACK_OBJECT_ARRAY, "an array", &value));
     uint32_t n = value->via.array.size;
-    uint32_t *layers = NULL;
-    WB_TRY(WB_OWN(tree->memory, layers, n, "MoE layers of a dump"));
-    for (uint32_t l = 0; l < n; l++) {
-        const msgpack_object *layer = &value->via.array.ptr[l];
-        if (layer->type != MSGPACK_OBJECT_POSITIVE_INTEGER || layer->via.u64 > UINT32_MAX)
-            return header_fail(tree, "moe_layers", "layer indices");
-        layers[l] = (uint32_t)layer->via.u64;
+    uint32_t *list = NULL;
+    WB_TRY(WB_OWN(tree->memory, list, n, "lists of a dump's header"));
+    for (uint32_t i = 0; i < n; i++) {
+        const msgpack_object *member = &value->via.array.ptr[i];
+        if (member->type != MSGPACK_OBJECT_POSITIVE_INTEGER || member->via.u64 > UINT32_MAX)
+            return header_fail(tree, key, "integers below 2^32");
+        list[i] = (uint32_t)member->via.u64;
     }
-    m->n_moe_layers = n;
-    m->moe_layers = layers;
+    *list_out = list;
+    *n_out = n;
     return WB_OK;
+}
+
+/* A number, or one for each MoE layer. */
+static wb_status get_top_k(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    uint32_t n = 0;
+    WB_TRY(find(tree, "top_k", &found));
+    if (!found || found->type != MSGPACK_OBJECT_ARRAY) return get_u32(tree, "top_k", &m->top_k);
+    WB_TRY(get_list(tree, "top_k", &m->layer_top_k, &n));
+    if (n != m->n_moe_layers) return header_fail(tree, "top_k", "one for each of moe_layers");
+    for (uint32_t l = 0; l < n; l++)
+        if (m->layer_top_k[l] > m->top_k) m->top_k = m->layer_top_k[l];
+    return WB_OK;
+}
+
+static wb_status get_weightless(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    WB_TRY(find(tree, "weightless", &found));
+    return found ? get_u32(tree, "weightless", &m->n_weightless) : WB_OK;
+}
+
+static wb_status get_hash_layers(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    WB_TRY(find(tree, "hash_layers", &found));
+    return found ? get_list(tree, "hash_layers", &m->hash_layers, &m->n_hash_layers) : WB_OK;
+}
+
+/* The map `indexer`, which models without one do not have. */
+static wb_status get_indexer(const header_tree *tree, wb_route_model *m) {
+    header_tree indexer = {tree->file, tree->memory, NULL, "header model indexer"};
+    const msgpack_object *found = NULL;
+    uint32_t n_sources = 0;
+    WB_TRY(find(tree, "indexer", &found));
+    if (!found) return WB_OK;
+    WB_TRY(get(tree, "indexer", MSGPACK_OBJECT_MAP, "a map", &indexer.map));
+    WB_TRY(get_list(&indexer, "layers", &m->indexer_layers, &m->n_indexer_layers));
+    WB_TRY(get_list(&indexer, "source", &m->indexer_source, &n_sources));
+    if (n_sources != m->n_indexer_layers || n_sources == 0)
+        return header_fail(&indexer, "source", "one for each of the layers, which are some");
+    return get_u32(&indexer, "k", &m->indexer_k);
 }
 
 static wb_status read_model(const header_tree *header, wb_route_model *out) {
@@ -83,8 +132,11 @@ static wb_status read_model(const header_tree *header, wb_route_model *out) {
     WB_TRY(get_text(&tree, "router", m.router, sizeof m.router));
     WB_TRY(get_u32(&tree, "num_hidden_layers", &m.num_hidden_layers));
     WB_TRY(get_u32(&tree, "num_experts", &m.num_experts));
-    WB_TRY(get_u32(&tree, "top_k", &m.top_k));
-    WB_TRY(get_layers(&tree, &m));
+    WB_TRY(get_list(&tree, "moe_layers", &m.moe_layers, &m.n_moe_layers));
+    WB_TRY(get_top_k(&tree, &m));
+    WB_TRY(get_weightless(&tree, &m));
+    WB_TRY(get_hash_layers(&tree, &m));
+    WB_TRY(get_indexer(&tree, &m));
     if (wb_route_model_check(&m) != WB_OK)
         return wb_fail_context(WB_CORRUPT, "%s: byte 0: header", tree.file->name);
     *out = m;

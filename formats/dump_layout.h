@@ -4,27 +4,30 @@
  * are skipped (minor versions add keys); another `version` is refused. Key order is free but for `xxh3`.
  *
  *   header  {format "waybill.routes", version 1, model {name, fingerprint, num_hidden_layers,
- *            moe_layers [..], num_experts, top_k, router}, dtype "u8" | "u16", created (unix seconds),
- *            producer, xxh3}
+ *            moe_layers [..], num_experts, top_k (or one for each MoE layer [..]), weightless (absent: 0),
+ *            router, indexer {layers [..], k, source [..]} (absent: none)}, dtype "u8" | "u16", created (unix
+ *            seconds), producer, xxh3}
  *   record  {rid, group, sample, prompt_len, tokens (bin, u32), logprobs (bin, f32; absent: none), finish,
  *            spans [[start, end, weight_version] ..] (absent: none), prefix {rid, rows} (absent: none),
  *            digest (XXH3-64 of tokens), sampling {temperature, top_k, top_p} (f32, uint, f32),
  *            sampling_logprobs (bin, f32), sampling_mask {ids (bin, u32), ends (bin, u32)} (each absent:
- *            not known), routes, xxh3}
+ *            not known), indexer (absent: none), routes, xxh3}
  *   routes  {start, rows, codec "raw" | "zstd" | "packed", valid (bin; bit r % 8 of byte r / 8; absent: all
  *            valid), xxh3, data}; a list of such maps when the rows are in several runs; absent when there
  *            are none
  *   data    bin, or a list of bins of whole rows each when over the writer's chunk size; codec per chunk;
  *            decoded: [row][MoE layer][choice]
+ *   indexer {start, rows, codec "raw" | "zstd", xxh3, data}: what the indexers chose, coded as in
+ *           dump_indexer.h; data as in routes, cut anywhere
  *   prefix  the `rows` rows just before position routes.start (of the first run) are those that record
  *            `rid`, earlier in this file and itself without a prefix, holds valid at the same positions
  *   index   {index {rid: byte offset of its record, ..., in file order}, xxh3}
  *   trailer {trailer: bin of 24 bytes}, 35 bytes in all: "WBRINDEX", u64 byte offset of the index, u64
  *            XXH3-64 of the 16 bytes before
  *
- * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes:
- * 0xcf, big endian). It is the checksum of the map's bytes before those 9 without the payloads of `data`:
- * those have their own, `routes.xxh3`, of the bytes as they are stored (chunks joined), so that damage is
+ * Checksums are XXH3-64. The last key of header, record and index is `xxh3`, a uint 64 (always 9 bytes: 0xcf,
+ * big endian). It is the checksum of the map's bytes before those 9 without the payloads of `data`: those
+ * have their own, the `xxh3` of their map, of the bytes as they are stored (chunks joined), so that damage is
  * found before a decompressor sees it.
  *
  * Without index and trailer a file is whole too (cut, or being written): the reader walks the records. A

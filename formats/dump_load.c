@@ -1,5 +1,6 @@
 /* dump_load.c - a record of an open dump, parsed and checked when it is needed and kept as long as it is; see
  * dump_state.h. Refuses: decoding rows, other records. */
+#include "dump_indexer.h"
 #include "dump_rows_decode.h"
 #include "dump_state.h"
 
@@ -117,7 +118,22 @@ wb_record wb_dump_as_record(const wb_dump *d, uint64_t i) {
         .sampling_logprobs = l->sampling_logprobs,
         .mask_ids = l->mask_ids,
         .mask_ends = l->mask_ends,
+        .indexer = s->has_indexer ? &l->indexer : NULL,
     };
+}
+
+/* Decoded as soon as it is read: positions are checked against each other like the rest of a record. */
+static wb_status make_indexer(const wb_dump *d, uint64_t i) {
+    wb_loaded *l = d->records[i].loaded;
+    const wb_file_bytes file = wb_dump_bytes(d, d->records[i].file);
+    if (!l->stored.has_indexer) return WB_OK;
+    if (!wb_rows_intact(&file, &l->stored.indexer))
+        return wb_dump_record_fail(d, i, "the checksum of its indexer rows does not match");
+    wb_status status = wb_indexer_decode(&file, &l->stored.indexer, &d->model, &l->memory, &l->indexer);
+    if (status != WB_OK)
+        wb_fail_context(status, "%s: byte %" PRIu64 ": record %s", d->files[d->records[i].file].path,
+                        d->records[i].offset, d->records[i].rid);
+    return status;
 }
 
 static wb_status fill_loaded(wb_dump *d, uint64_t i) {
@@ -128,6 +144,7 @@ static wb_status fill_loaded(wb_dump *d, uint64_t i) {
         return wb_dump_record_fail(d, i, "the index has another rid than the record");
     WB_TRY(make_arrays(l));
     WB_TRY(make_routes(l));
+    WB_TRY(make_indexer(d, i));
     wb_record record = wb_dump_as_record(d, i);
     if (wb_record_check(&d->model, &record, false) != WB_OK)
         return wb_fail_context(WB_CORRUPT, "%s: byte %" PRIu64, d->files[d->records[i].file].path,

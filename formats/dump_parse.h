@@ -41,6 +41,8 @@ typedef struct wb_stored_record {
     uint32_t n_spans, n_runs, prefix_rows;
     wb_span *spans;      /* [n_spans] */
     wb_stored_run *runs; /* [n_runs] */
+    bool has_indexer;
+    wb_stored_run indexer;
     const char *prefix_rid;
     size_t prefix_rid_length;
     wb_stored_sampling sampling;

@@ -71,6 +71,7 @@ typedef enum record_key {
     KEY_SAMPLING,
     KEY_SAMPLING_LOGPROBS,
     KEY_SAMPLING_MASK,
+    KEY_INDEXER,
     N_KEYS
 } record_key;
 
@@ -90,9 +91,10 @@ static const char *const key_names[N_KEYS] = {
     [KEY_SAMPLING] = "sampling",
     [KEY_SAMPLING_LOGPROBS] = "sampling_logprobs",
     [KEY_SAMPLING_MASK] = "sampling_mask",
+    [KEY_INDEXER] = "indexer",
 };
 
-/* The keys that parse_value leaves: those about sampling, and unknown ones. */
+/* The keys that parse_value leaves: those about sampling, the indexer's, and unknown ones. */
 static void parse_later_value(wb_record_parser *p, record_key key) {
     wb_stored_sampling *sampling = &p->out->sampling;
     wb_scan *s = &p->scan;
@@ -109,6 +111,9 @@ static void parse_later_value(wb_record_parser *p, record_key key) {
         break;
     case KEY_SAMPLING_MASK:
         wb_sampling_mask_parse(s, sampling);
+        break;
+    case KEY_INDEXER:
+        wb_parse_indexer(p);
         break;
     default:
         wb_scan_skip(s);

@@ -20,7 +20,8 @@ typedef struct wb_record_parser {
  * file; NULL on failure, which the parser holds. */
 void *wb_record_members(wb_record_parser *parser, uint32_t count, size_t min_bytes, size_t size);
 
-/* dump_runs.c: the value of the key `routes`. */
+/* dump_runs.c: the values of the keys `routes` and `indexer`. */
 void wb_parse_routes(wb_record_parser *parser);
+void wb_parse_indexer(wb_record_parser *parser);
 
 #endif

@@ -62,3 +62,46 @@ wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, co
     if (done == total) return WB_OK;
     return wb_fail(WB_CORRUPT, "the chunks hold %zu bytes of rows, expected %zu", done, total);
 }
+
+/* How many bytes the chunks decode to, as they claim; the frames' own claims are believed as far as
+ * wb_zstd_plausible does. */
+static wb_status claimed_bytes(const wb_file_bytes *file, const wb_stored_run *run, size_t *total_out) {
+    wb_scan scan = chunks_of(file, run);
+    size_t total = 0;
+    for (uint32_t c = 0; c < run->n_chunks; c++) {
+        size_t size = 0, claimed = 0;
+        const uint8_t *chunk = wb_scan_bin(&scan, &size);
+        if (run->codec == WB_CODEC_RAW)
+            claimed = size;
+        else if (!wb_zstd_claims(chunk, size, &claimed) || !wb_zstd_plausible(claimed, size))
+            return wb_fail(WB_CORRUPT, "a chunk does not say how much it holds, or too much to be believed");
+        total += claimed;
+    }
+    *total_out = total;
+    return WB_OK;
+}
+
+wb_status wb_bytes_decode(const wb_file_bytes *file, const wb_stored_run *run, wb_owner *memory,
+                          const uint8_t **bytes_out, size_t *size_out) {
+    size_t total = 0, done = 0;
+    uint8_t *bytes = NULL;
+    WB_TRY(claimed_bytes(file, run, &total));
+    if (run->codec == WB_CODEC_RAW && run->n_chunks == 1) {
+        *bytes_out = run->chunk;
+        *size_out = total;
+        return WB_OK;
+    }
+    const chunk_decoder d = {run->codec, NULL, NULL};
+    wb_scan scan = chunks_of(file, run);
+    WB_TRY(WB_OWN(memory, bytes, total, "indexer rows"));
+    for (uint32_t c = 0; c < run->n_chunks; c++) {
+        size_t size = 0, used = 0;
+        const uint8_t *chunk = wb_scan_bin(&scan, &size);
+        WB_TRY(decode_chunk(&d, chunk, size, bytes + done, total - done, &used));
+        done += used;
+    }
+    if (done != total) return wb_fail(WB_CORRUPT, "the chunks hold %zu bytes, and claim %zu", done, total);
+    *bytes_out = bytes;
+    *size_out = total;
+    return WB_OK;
+}

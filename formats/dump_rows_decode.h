@@ -15,4 +15,9 @@ bool wb_rows_intact(const wb_file_bytes *file, const wb_stored_run *run);
 wb_status wb_rows_decode(const wb_file_bytes *file, const wb_stored_run *run, const wb_route_model *model,
                          wb_packed_scratch *scratch, uint8_t *rows_out);
 
+/* All chunks of a run that wb_bytes_encode made, as one block: where they lie, or decoded into memory of
+ * `memory`. CORRUPT where they cannot be decoded. */
+wb_status wb_bytes_decode(const wb_file_bytes *file, const wb_stored_run *run, wb_owner *memory,
+                          const uint8_t **bytes_out, size_t *size_out);
+
 #endif

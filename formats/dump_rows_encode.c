@@ -13,15 +13,15 @@ static void hash_chunks(wb_encoded_run *s) {
 }
 
 /* Cuts rows into chunks of at most chunk_bytes, but of one row at least. */
-static wb_status cut_chunks(size_t chunk_bytes, size_t row_bytes, const uint8_t *ids, wb_owner *memory,
-                            wb_encoded_run *s) {
+static wb_status cut_chunks(size_t chunk_bytes, size_t row_bytes, size_t rows, const uint8_t *ids,
+                            wb_owner *memory, wb_encoded_run *s) {
     size_t per_chunk = chunk_bytes / row_bytes;
     if (per_chunk == 0) per_chunk = 1;
-    s->n_chunks = (uint32_t)((s->rows + per_chunk - 1) / per_chunk);
+    s->n_chunks = (uint32_t)((rows + per_chunk - 1) / per_chunk);
     WB_TRY(WB_OWN(memory, s->chunks, s->n_chunks, "chunks of rows"));
     WB_TRY(WB_OWN(memory, s->sizes, s->n_chunks, "chunks of rows"));
     for (uint32_t c = 0; c < s->n_chunks; c++) {
-        size_t first = c * per_chunk, n = s->rows - first;
+        size_t first = c * per_chunk, n = rows - first;
         if (n > per_chunk) n = per_chunk;
         s->chunks[c] = ids + first * row_bytes;
         s->sizes[c] = n * row_bytes;
@@ -32,7 +32,7 @@ static wb_status cut_chunks(size_t chunk_bytes, size_t row_bytes, const uint8_t 
 /* What a run is encoded with. */
 typedef struct run_encoder {
     const wb_dump_options *options;
-    const wb_route_model *model;
+    const wb_route_model *model; /* of packed rows */
     wb_owner *memory;
     wb_codec codec; /* zstd or packed */
 } run_encoder;
@@ -42,14 +42,14 @@ static size_t encoded_bound(const run_encoder *e, size_t bytes) {
     return wb_packed_bound(e->model, bytes / wb_route_row_bytes(e->model));
 }
 
-/* Encodes chunk c of the run, whose first row is row `first` of it. *size_out is 0 when it cannot be
- * packed. */
+/* Encodes chunk c of the run, which begins at byte `first` of it. *size_out is 0 when it cannot be packed. */
 static wb_status encode_chunk(const run_encoder *e, const wb_encoded_run *raw, uint32_t c, size_t first,
                               uint8_t *dst, size_t capacity, size_t *size_out) {
     if (e->codec == WB_CODEC_ZSTD)
         return wb_zstd_encode(raw->chunks[c], raw->sizes[c], e->options->zstd_level, dst, capacity, size_out);
-    size_t rows = raw->sizes[c] / wb_route_row_bytes(e->model);
-    return wb_packed_encode(e->model, raw->chunks[c], rows, raw->valid, first, dst, capacity, size_out);
+    const size_t row_bytes = wb_route_row_bytes(e->model), rows = raw->sizes[c] / row_bytes;
+    return wb_packed_encode(e->model, raw->chunks[c], rows, raw->valid, first / row_bytes, dst, capacity,
+                            size_out);
 }
 
 /* Replaces the raw run `s` by `raw`, the same rows in chunks of their own, in its encoded form, unless that
@@ -65,8 +65,7 @@ static wb_status encode_chunks(const run_encoder *e, const wb_encoded_run *raw, 
     WB_TRY(WB_OWN(e->memory, bytes, capacity, "encoded rows"));
     for (uint32_t c = 0; c < raw->n_chunks; c++) {
         coded.chunks[c] = bytes + used;
-        size_t first = total / wb_route_row_bytes(e->model);
-        WB_TRY(encode_chunk(e, raw, c, first, bytes + used, capacity - used, &coded.sizes[c]));
+        WB_TRY(encode_chunk(e, raw, c, total, bytes + used, capacity - used, &coded.sizes[c]));
         if (coded.sizes[c] == 0) return WB_OK;
         used += coded.sizes[c];
         total += raw->sizes[c];
@@ -83,7 +82,7 @@ static wb_status encode_run(const wb_dump_options *options, const wb_route_model
     if (e.codec == WB_CODEC_RAW || s->rows == 0) return WB_OK;
     if (e.codec == WB_CODEC_PACKED && !wb_packed_fits(model)) e.codec = WB_CODEC_ZSTD;
     if (e.codec == WB_CODEC_PACKED && options->chunk_bytes > WB_PACKED_CHUNK_BYTES)
-        WB_TRY(cut_chunks(WB_PACKED_CHUNK_BYTES, wb_route_row_bytes(model), ids, memory, &raw));
+        WB_TRY(cut_chunks(WB_PACKED_CHUNK_BYTES, wb_route_row_bytes(model), s->rows, ids, memory, &raw));
     return encode_chunks(&e, &raw, s);
 }
 
@@ -99,8 +98,20 @@ wb_status wb_rows_encode(const wb_dump_options *options, const wb_route_model *m
     }
     const uint8_t *ids = run->ids;
     if (s.rows > 0) ids += skip * row_bytes;
-    WB_TRY(cut_chunks(options->chunk_bytes, row_bytes, ids, memory, &s));
+    WB_TRY(cut_chunks(options->chunk_bytes, row_bytes, s.rows, ids, memory, &s));
     WB_TRY(encode_run(options, model, ids, memory, &s));
+    hash_chunks(&s);
+    *run_out = s;
+    return WB_OK;
+}
+
+wb_status wb_bytes_encode(const wb_dump_options *options, const uint8_t *bytes, size_t size, wb_owner *memory,
+                          wb_encoded_run *run_out) {
+    const run_encoder e = {options, NULL, memory, WB_CODEC_ZSTD};
+    wb_encoded_run s = {.codec = WB_CODEC_RAW};
+    WB_TRY(cut_chunks(options->chunk_bytes, 1, size, bytes, memory, &s));
+    const wb_encoded_run raw = s;
+    if (options->codec != WB_CODEC_RAW && size > 0) WB_TRY(encode_chunks(&e, &raw, &s));
     hash_chunks(&s);
     *run_out = s;
     return WB_OK;

@@ -22,6 +22,11 @@ typedef struct wb_encoded_run {
 wb_status wb_rows_encode(const wb_dump_options *options, const wb_route_model *model,
                          const wb_route_rows *run, uint32_t skip, wb_owner *memory, wb_encoded_run *run_out);
 
+/* Encodes `size` bytes that are no route rows, zstd unless the options say raw; start and rows of the run are
+ * the caller's to set. The bytes are borrowed until the pack is written. */
+wb_status wb_bytes_encode(const wb_dump_options *options, const uint8_t *bytes, size_t size, wb_owner *memory,
+                          wb_encoded_run *run_out);
+
 /* Packs a run as an object of `routes`. */
 void wb_rows_pack(wb_pack *pack, const wb_encoded_run *run);
 

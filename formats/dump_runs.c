@@ -42,10 +42,10 @@ static void run_shape(wb_record_parser *p, const wb_stored_run *run, size_t vali
     if (run->codec == WB_CODEC_RAW && run->stored_bytes != decoded && p->scan.error == WB_SCAN_OK &&
         p->status == WB_OK)
         p->status = wb_fail(WB_CORRUPT,
-                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32 " rows x %" PRIu32
-                            " layers x %" PRIu32 " choices), found %" PRIu64,
-                            p->file->name, begin, decoded, run->rows, p->model->n_moe_layers, p->model->top_k,
-                            run->stored_bytes);
+                            "%s: byte %zu: data: expected %" PRIu64 " bytes (%" PRIu32
+                            " rows of %zu choices in %" PRIu32 " layers), found %" PRIu64,
+                            p->file->name, begin, decoded, run->rows, wb_route_row_ids(p->model),
+                            p->model->n_moe_layers, run->stored_bytes);
     if (run->codec != WB_CODEC_RAW && !wb_zstd_plausible(decoded, run->stored_bytes))
         wb_scan_refuse(&p->scan, begin, "data is too small to hold that many rows");
 }
@@ -78,17 +78,34 @@ static void parse_run_value(wb_record_parser *p, uint32_t key, wb_stored_run *ru
     }
 }
 
-static void parse_run(wb_record_parser *p, wb_stored_run *run) {
+/* The keys of a run. `missing` is what is said when one is not there. */
+static void parse_run_keys(wb_record_parser *p, wb_stored_run *run, size_t *valid_bytes,
+                           const char *missing) {
     static const char *const names[RUN_KEYS] = {"start", "rows", "codec", "xxh3", "data", "valid"};
     wb_scan *s = &p->scan;
     const uint32_t required = (1u << RUN_REQUIRED) - 1;
-    size_t begin = s->pos, valid_bytes = 0;
+    const size_t begin = s->pos;
     uint32_t seen = 0, pairs = wb_scan_map(s);
     for (; pairs > 0 && s->error == WB_SCAN_OK && p->status == WB_OK; pairs--)
-        parse_run_value(p, wb_scan_key(s, names, RUN_KEYS, &seen), run, &valid_bytes);
-    if ((seen & required) != required)
-        wb_scan_refuse(s, begin, "routes lacks one of start, rows, codec, xxh3, data");
+        parse_run_value(p, wb_scan_key(s, names, RUN_KEYS, &seen), run, valid_bytes);
+    if ((seen & required) != required) wb_scan_refuse(s, begin, missing);
+}
+
+static void parse_run(wb_record_parser *p, wb_stored_run *run) {
+    const size_t begin = p->scan.pos;
+    size_t valid_bytes = 0;
+    parse_run_keys(p, run, &valid_bytes, "routes lacks one of start, rows, codec, xxh3, data");
     run_shape(p, run, valid_bytes, begin);
+}
+
+void wb_parse_indexer(wb_record_parser *p) {
+    const size_t begin = p->scan.pos;
+    size_t valid_bytes = 0;
+    wb_stored_run *run = &p->out->indexer;
+    parse_run_keys(p, run, &valid_bytes, "indexer lacks one of start, rows, codec, xxh3, data");
+    if (run->valid || run->codec == WB_CODEC_PACKED)
+        wb_scan_refuse(&p->scan, begin, "indexer has valid, or codec packed");
+    p->out->has_indexer = true;
 }
 
 void *wb_record_members(wb_record_parser *p, uint32_t count, size_t min_bytes, size_t size) {

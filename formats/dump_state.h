@@ -30,6 +30,7 @@ typedef struct wb_loaded {
     const float *logprobs;  /* the same; as are sampling_logprobs and the mask */
     const float *sampling_logprobs;
     const uint32_t *mask_ids, *mask_ends;
+    wb_indexer_rows indexer;
     wb_route_rows *routes; /* [n_routes]; the shared run first when there is a prefix */
     uint32_t n_routes;
     bool in_place;   /* own rows are used where they are mapped */

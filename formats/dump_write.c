@@ -1,12 +1,14 @@
 /* dump_write.c - the dump writer: header, records with their rows, index and trailer, as in dump_layout.h.
  * Refuses: a path that exists, a rid twice, a record that does not pass wb_record_check. */
 #include "codec.h"
+#include "dump_indexer.h"
 #include "dump_layout.h"
 #include "dump_rows_encode.h"
 #include "dump_sampling.h"
 #include "dump_share.h"
 #include "dump_writer.h"
 #include "wb_options.h"
+#include "wb_route_model.h"
 #include "wb_string_table.h"
 #include "wb_text.h"
 
@@ -71,29 +73,53 @@ static wb_status options_check(const wb_dump_options *o) {
 
 /* ---- header ------------------------------------------------------------------------------------- */
 
-static void pack_header(wb_pack *p, const wb_route_model *m, const char *producer) {
-    wb_pack_map(p, 7);
-    wb_pack_text(p, "format");
-    wb_pack_text(p, WB_DUMP_FORMAT);
-    wb_pack_text(p, "version");
-    wb_pack_uint(p, WB_DUMP_VERSION);
+static void pack_list(wb_pack *p, const char *key, const uint32_t *list, uint32_t n) {
+    wb_pack_text(p, key);
+    wb_pack_array(p, n);
+    for (uint32_t i = 0; i < n; i++) wb_pack_uint(p, list[i]);
+}
+
+static void pack_model(wb_pack *p, const wb_route_model *m) {
     wb_pack_text(p, "model");
-    wb_pack_map(p, 7);
+    wb_pack_map(p, 7u + (m->n_weightless > 0) + (m->n_hash_layers > 0) + (m->n_indexer_layers > 0));
     wb_pack_text(p, "name");
     wb_pack_text(p, m->name);
     wb_pack_text(p, "fingerprint");
     wb_pack_text(p, m->fingerprint);
     wb_pack_text(p, "num_hidden_layers");
     wb_pack_uint(p, m->num_hidden_layers);
-    wb_pack_text(p, "moe_layers");
-    wb_pack_array(p, m->n_moe_layers);
-    for (uint32_t l = 0; l < m->n_moe_layers; l++) wb_pack_uint(p, m->moe_layers[l]);
+    pack_list(p, "moe_layers", m->moe_layers, m->n_moe_layers);
     wb_pack_text(p, "num_experts");
     wb_pack_uint(p, m->num_experts);
-    wb_pack_text(p, "top_k");
-    wb_pack_uint(p, m->top_k);
+    if (m->layer_top_k) {
+        pack_list(p, "top_k", m->layer_top_k, m->n_moe_layers);
+    } else {
+        wb_pack_text(p, "top_k");
+        wb_pack_uint(p, m->top_k);
+    }
+    if (m->n_weightless > 0) {
+        wb_pack_text(p, "weightless");
+        wb_pack_uint(p, m->n_weightless);
+    }
     wb_pack_text(p, "router");
     wb_pack_text(p, m->router);
+    if (m->n_hash_layers > 0) pack_list(p, "hash_layers", m->hash_layers, m->n_hash_layers);
+    if (m->n_indexer_layers == 0) return;
+    wb_pack_text(p, "indexer");
+    wb_pack_map(p, 3);
+    pack_list(p, "layers", m->indexer_layers, m->n_indexer_layers);
+    wb_pack_text(p, "k");
+    wb_pack_uint(p, m->indexer_k);
+    pack_list(p, "source", m->indexer_source, m->n_indexer_layers);
+}
+
+static void pack_header(wb_pack *p, const wb_route_model *m, const char *producer) {
+    wb_pack_map(p, 7);
+    wb_pack_text(p, "format");
+    wb_pack_text(p, WB_DUMP_FORMAT);
+    wb_pack_text(p, "version");
+    wb_pack_uint(p, WB_DUMP_VERSION);
+    pack_model(p, m);
     wb_pack_text(p, "dtype");
     wb_pack_text(p, wb_dtype_name(wb_route_dtype(m->num_experts)));
     wb_pack_text(p, "created");
@@ -124,13 +150,9 @@ static void writer_free(wb_dump_writer *w) {
 /* What the writer copies of its arguments. */
 static wb_status take_arguments(wb_dump_writer *w, const char *path, const wb_route_model *model,
                                 const wb_dump_options *options) {
-    uint32_t *layers = NULL;
     WB_TRY(WB_OWN(&w->memory, w->path, strlen(path) + 1, "dump writer"));
     memcpy(w->path, path, strlen(path));
-    WB_TRY(WB_OWN(&w->memory, layers, model->n_moe_layers, "dump writer"));
-    memcpy(layers, model->moe_layers, model->n_moe_layers * sizeof *layers);
-    w->model = *model;
-    w->model.moe_layers = layers;
+    WB_TRY(wb_route_model_copy(&w->memory, model, "dump writer", &w->model));
     w->row_bytes = wb_route_row_bytes(model);
     w->options = *options;
     w->options.producer = NULL;
@@ -182,11 +204,12 @@ static void pack_spans(wb_pack *p, const wb_record *r) {
 }
 
 /* The whole record but its seal. `shared` first rows are those of record `base_rid`. */
-static void pack_record(wb_pack *p, const wb_record *r, const wb_encoded_run *runs, uint32_t shared,
-                        const char *base_rid) {
+static void pack_record(wb_pack *p, const wb_record *r, const wb_encoded_run *runs,
+                        const wb_encoded_run *indexer, uint32_t shared, const char *base_rid) {
     size_t pairs = 7;
     pairs += wb_sampling_pairs(r);
     pairs += (r->logprobs ? 1u : 0u) + (r->n_spans > 0) + (shared > 0) + (r->n_routes > 0);
+    pairs += r->indexer ? 1u : 0u;
     wb_pack_map(p, pairs);
     wb_pack_text(p, "rid");
     wb_pack_text(p, r->rid);
@@ -214,6 +237,10 @@ static void pack_record(wb_pack *p, const wb_record *r, const wb_encoded_run *ru
         wb_pack_text(p, "rows");
         wb_pack_uint(p, shared);
     }
+    if (r->indexer) {
+        wb_pack_text(p, "indexer");
+        wb_rows_pack(p, indexer);
+    }
     if (r->n_routes == 0) return;
     wb_pack_text(p, "routes");
     if (r->n_routes > 1) wb_pack_array(p, r->n_routes);
@@ -227,8 +254,10 @@ static wb_status encode_record(wb_dump_writer *w, const wb_record *r, uint32_t s
     WB_TRY(WB_OWN(memory, runs, r->n_routes, "runs of rows"));
     for (uint32_t i = 0; i < r->n_routes; i++)
         WB_TRY(wb_rows_encode(&w->options, &w->model, &r->routes[i], i == 0 ? shared : 0, memory, &runs[i]));
+    wb_encoded_run indexer = {0};
+    if (r->indexer) WB_TRY(wb_indexer_encode(&w->options, &w->model, r->indexer, memory, &indexer));
     wb_pack_reset(&w->pack);
-    pack_record(&w->pack, r, runs, shared, shared ? w->records[base].rid : NULL);
+    pack_record(&w->pack, r, runs, &indexer, shared, shared ? w->records[base].rid : NULL);
     return wb_pack_seal(&w->pack);
 }
 

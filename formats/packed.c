@@ -12,7 +12,7 @@
 enum { LEVEL = 1, EXPERTS = WB_PACKED_EXPERTS, LAST_CLASS = 15 };
 
 bool wb_packed_fits(const wb_route_model *m) {
-    return m->num_experts <= EXPERTS && m->top_k <= WB_PACKED_CHOICES;
+    return m->num_experts <= EXPERTS && m->top_k <= WB_PACKED_CHOICES && !m->layer_top_k;
 }
 
 static const wb_packed_table *lanes_table(void) {

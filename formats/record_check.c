@@ -1,5 +1,6 @@
 /* record_check.c - what makes a record well formed: its counts, spans, runs and log-probabilities, how it
  * was sampled, and the ids of its valid rows. Refuses: files, allocation, walking rows (rows.c). */
+#include "indexer.h"
 #include "octets.h"
 #include "wb_check.h"
 #include "wb_formats.h"
@@ -22,12 +23,12 @@ typedef struct id_fault {
     bool repeated; /* else out of range */
 } id_fault;
 
-/* One layer's K ids against a bitmap of the experts seen, which is left empty again. */
-static bool layer_fault(const void *row, wb_dtype dtype, size_t first, const wb_route_model *m,
+/* The K ids of one layer against a bitmap of the experts seen, which is left empty again. */
+static bool layer_fault(const void *row, wb_dtype dtype, size_t first, uint32_t K, const wb_route_model *m,
                         uint64_t *seen, id_fault *fault) {
     uint32_t k = 0;
     bool faulty = false;
-    for (; k < m->top_k && !faulty; k++) {
+    for (; k < K && !faulty; k++) {
         uint32_t id = wb_route_id(row, dtype, first + k);
         fault->id = id;
         fault->repeated = id < m->num_experts && (seen[id / 64] >> (id % 64) & 1);
@@ -47,8 +48,9 @@ static bool find_fault(const wb_route_model *m, const wb_route_rows *run, uint32
     wb_dtype dtype = wb_route_dtype(m->num_experts);
     for (uint32_t r = begin; r < end; r++) {
         const uint8_t *row = (const uint8_t *)run->ids + (size_t)r * wb_route_row_bytes(m);
-        for (uint32_t l = 0; l < m->n_moe_layers; l++) {
-            if (!layer_fault(row, dtype, (size_t)l * m->top_k, m, seen, fault)) continue;
+        size_t first = 0;
+        for (uint32_t l = 0; l < m->n_moe_layers; first += wb_route_layer_k(m, l++)) {
+            if (!layer_fault(row, dtype, first, wb_route_layer_k(m, l), m, seen, fault)) continue;
             fault->row = r;
             fault->layer = l;
             return true;
@@ -59,7 +61,7 @@ static bool find_fault(const wb_route_model *m, const wb_route_rows *run, uint32
 
 static bool rows_fault(const wb_route_model *m, const wb_route_rows *run, uint32_t begin, uint32_t end,
                        uint64_t *seen, id_fault *fault) {
-    if (m->top_k == 8 && m->num_experts <= 256) {
+    if (m->top_k == 8 && !m->layer_top_k && m->num_experts <= 256) {
         const uint8_t *first = (const uint8_t *)run->ids + (size_t)begin * wb_route_row_bytes(m);
         static wb_octets_fn *const ok[WB_ISAS] = WB_ISA_EACH(wb_octets_ok);
         if (ok[wb_isa_of_machine()](first, (size_t)(end - begin) * m->n_moe_layers, m->num_experts))
@@ -208,6 +210,7 @@ wb_status wb_record_check(const wb_route_model *model, const wb_record *record, 
     WB_TRY(mask_ends_check(record));
     for (uint32_t i = 0; record->mask_ends && i < record->n_tokens - record->prompt_len; i++)
         WB_TRY(mask_ids_check(record, i));
+    WB_TRY(wb_indexer_check(model, record));
     for (uint32_t i = 0; deep && i < record->n_routes; i++)
         WB_TRY(ids_check(model, record, &record->routes[i]));
     return WB_OK;

@@ -48,19 +48,21 @@ bool wb_route_same_experts(const void *a, const void *b, wb_dtype dtype, uint32_
 }
 
 uint64_t wb_record_count_repeats(const wb_route_model *model, const wb_record *record, uint64_t *repeats) {
-    const uint32_t L = model->n_moe_layers, K = model->top_k;
+    const uint32_t L = model->n_moe_layers;
     const wb_dtype dtype = wb_route_dtype(model->num_experts);
-    const size_t layer_bytes = K * wb_dtype_size(dtype);
     const uint8_t *before = NULL;
     uint32_t position_before = 0;
     uint64_t pairs = 0;
     for (wb_row_walk walk = wb_rows_of(model, record); wb_row_next(&walk);) {
         const uint8_t *row = walk.row;
         if (before && walk.position == position_before + 1) {
+            size_t at = 0;
             pairs++;
-            for (uint32_t l = 0; l < L; l++)
-                repeats[l] +=
-                    wb_route_same_experts(before + l * layer_bytes, row + l * layer_bytes, dtype, K);
+            for (uint32_t l = 0; l < L; l++) {
+                const uint32_t K = wb_route_layer_k(model, l);
+                repeats[l] += wb_route_same_experts(before + at, row + at, dtype, K);
+                at += K * wb_dtype_size(dtype);
+            }
         }
         before = row;
         position_before = walk.position;

@@ -8,8 +8,12 @@ wb_dtype wb_route_dtype(uint32_t num_experts) {
     return num_experts <= 256 ? WB_U8 : WB_U16;
 }
 
+size_t wb_route_row_ids(const wb_route_model *model) {
+    return wb_route_layer_first(model, model->n_moe_layers);
+}
+
 size_t wb_route_row_bytes(const wb_route_model *model) {
-    return (size_t)model->n_moe_layers * model->top_k * wb_dtype_size(wb_route_dtype(model->num_experts));
+    return wb_route_row_ids(model) * wb_dtype_size(wb_route_dtype(model->num_experts));
 }
 
 static const uint8_t *row_of(const wb_route_rows *run, uint32_t r, size_t row_bytes) {
@@ -146,14 +150,16 @@ static void count_u16(tile t, const uint8_t *ids, uint64_t *counts) {
 static void count_rows(const wb_route_model *model, const uint8_t *ids, size_t rows, uint64_t *counts) {
     size_t L = model->n_moe_layers, E = model->num_experts, row_bytes = wb_route_row_bytes(model);
     size_t max_layers = TILE_COUNTER_BYTES / (E * sizeof *counts);
-    if (max_layers == 0) max_layers = 1;
+    /* Layers of a tile have one K. */
+    if (max_layers == 0 || model->layer_top_k) max_layers = 1;
     bool narrow = wb_route_dtype(model->num_experts) == WB_U8;
     for (size_t r = 0; r < rows; r += TILE_ROWS)
         for (size_t l = 0; l < L; l += max_layers) {
-            tile t = {.row_bytes = row_bytes, .K = model->top_k, .E = E};
+            const size_t first = wb_route_layer_first(model, (uint32_t)l) * (narrow ? 1 : 2);
+            tile t = {.row_bytes = row_bytes, .K = wb_route_layer_k(model, (uint32_t)l), .E = E};
             t.rows = rows - r < TILE_ROWS ? rows - r : TILE_ROWS;
             t.layers = L - l < max_layers ? L - l : max_layers;
-            (narrow ? count_u8 : count_u16)(t, ids + r * row_bytes + l * (row_bytes / L), counts + l * E);
+            (narrow ? count_u8 : count_u16)(t, ids + r * row_bytes + first, counts + l * E);
         }
 }
 

@@ -32,14 +32,31 @@ typedef struct wb_route_model {
     /* [L] their indices among all layers, from 0 on, ascending; owner: whoever owns this struct */
     const uint32_t *moe_layers;
     uint32_t num_experts; /* E: routed experts of a layer, 1..65536 */
-    uint32_t top_k;       /* K: experts chosen for a token in a layer, 1..E */
+    uint32_t top_k; /* K: experts chosen for a token in a layer, 1..E; the most of any, where layers differ */
+    /* [L] those of each MoE layer, whose largest is top_k; NULL: top_k in all; owner: as of moe_layers */
+    const uint32_t *layer_top_k;
+    /* How many of the E have no weights, the last ones: they are chosen, recorded and replayed like the
+     * others, and lie nowhere. Below E. */
+    uint32_t n_weightless;
+    /* [n_hash_layers] indices in moe_layers, ascending, of the layers whose choices are a table by token id
+     * (wb_hash_routes); owner: as of moe_layers */
+    uint32_t n_hash_layers;
+    const uint32_t *hash_layers;
+    /* Attention layers that an indexer chooses positions for (wb_indexer_rows); 0: the model has none. */
+    uint32_t n_indexer_layers;
+    uint32_t indexer_k; /* at most so many positions for a token in a layer, 1..2^30; 0 without such layers */
+    /* [n_indexer_layers] their indices among all layers, ascending; owner: as of moe_layers */
+    const uint32_t *indexer_layers;
+    /* [n_indexer_layers] the layer whose indexer layer i uses: itself, or one before it in the list that uses
+     * its own */
+    const uint32_t *indexer_source;
 } wb_route_model;
 
 /* The type of an expert id: WB_U8 when E <= 256, else WB_U16. It depends on E and never on the ids seen, or
  * two records of one model could differ in it. */
 WB_API wb_dtype wb_route_dtype(uint32_t num_experts);
 
-/* OK when E, K, L, the layer list and the strings are as the struct says, and a row has at most 1 GiB;
+/* OK when E, K, L, the lists of layers and the strings are as the struct says, and a row has at most 1 GiB;
  * INVALID_ARGUMENT with a message that names the field otherwise. */
 WB_API wb_status wb_route_model_check(const wb_route_model *model);
 
@@ -54,11 +71,28 @@ WB_API wb_status wb_route_model_match(const wb_route_model *expected, const wb_r
 typedef struct wb_route_rows {
     uint32_t start; /* position of row 0 in the request */
     uint32_t rows;
-    /* [rows][L][K] of wb_route_dtype(E), little endian; at any address: u16 ids are read by wb_route_id */
+    /* [rows][L][K of the layer] of wb_route_dtype(E), little endian; at any address: u16 ids are read by
+     * wb_route_id */
     const void *ids;
     /* [(rows + 7) / 8] bits, bit r % 8 of byte r / 8 for row r; NULL: all rows are valid */
     const uint8_t *valid;
 } wb_route_rows;
+
+/* A second choice, recorded on request: the positions that an indexer chose for a token in an attention
+ * layer. What a position counts is the model's: tokens, or the compressed entries that stand for several of
+ * them. It is at most the token's own. A cell is one token's choice in one layer; cell r * S + s is of the
+ * token at position start + r and of the s-th of the S layers that use an indexer of their own
+ * (wb_indexer_column). A layer that uses another one's has no cell. A token that could choose nothing has
+ * cells of count 0, and one whose choice is not known lies outside of the run. The run owns nothing. */
+typedef struct wb_indexer_rows {
+    uint32_t start; /* position of row 0 in the request */
+    uint32_t rows;
+    const uint32_t *counts; /* [rows][S] how many were chosen, 0..indexer_k */
+    /* [rows][S] the positions of cell c are positions [ends[c - 1], ends[c]) (from 0 for c = 0): counts[c] of
+     * them, or none, and then the choice is all of 0 .. counts[c] - 1 */
+    const uint64_t *ends;
+    const uint32_t *positions; /* strictly ascending in a cell, each at most start + r */
+} wb_indexer_rows;
 
 /* Tokens [start, end) of the request were fed while the model had the weights of `weight_version`. */
 typedef struct wb_span {
@@ -109,6 +143,7 @@ typedef struct wb_record {
      * [mask_ends[i - 1], mask_ends[i]) (from 0 for i = 0), strictly ascending ids below 2^31. mask_ends:
      * [n_tokens - prompt_len]. Both NULL: not recorded, or sampled without a limit. */
     const uint32_t *mask_ids, *mask_ends;
+    const wb_indexer_rows *indexer; /* NULL: not asked for */
 } wb_record;
 
 /* XXH3-64 of tokens [n] as u32, little endian: what a dump calls `digest`. Two records, or a record and what
@@ -117,11 +152,31 @@ WB_API uint64_t wb_tokens_digest(const uint32_t *tokens, uint32_t n);
 
 /* ---- rows of a record --------------------------------------------------------------------------- */
 
-/* Bytes of one row: L * K * dtype size. */
+/* Ids of one row: the sum of the layers' K, which is L * K where they are alike. */
+WB_API size_t wb_route_row_ids(const wb_route_model *model);
+
+/* Bytes of one row: its ids by dtype size. */
 WB_API size_t wb_route_row_bytes(const wb_route_model *model);
 
+/* K of MoE layer l, and the index in a row of the layer's first id. */
+static inline uint32_t wb_route_layer_k(const wb_route_model *model, uint32_t l) {
+    return model->layer_top_k ? model->layer_top_k[l] : model->top_k;
+}
+static inline size_t wb_route_layer_first(const wb_route_model *model, uint32_t l) {
+    size_t first = (size_t)l * model->top_k;
+    if (!model->layer_top_k) return first;
+    first = 0;
+    for (uint32_t i = 0; i < l; i++) first += model->layer_top_k[i];
+    return first;
+}
+
+/* Experts that have weights, 0 .. wb_route_weighted - 1. */
+static inline uint32_t wb_route_weighted(const wb_route_model *model) {
+    return model->num_experts - model->n_weightless;
+}
+
 /* Id `index` of a row of `dtype` (u8 or u16, little endian, any alignment); choice k of MoE layer l has
- * index l * K + k. */
+ * index wb_route_layer_first + k. */
 static inline uint32_t wb_route_id(const void *row, wb_dtype dtype, size_t index) {
     const uint8_t *bytes = (const uint8_t *)row;
     if (dtype == WB_U8) return bytes[index];
@@ -207,6 +262,34 @@ WB_API void wb_record_count(const wb_route_model *model, const wb_record *record
 WB_API uint64_t wb_record_count_repeats(const wb_route_model *model, const wb_record *record,
                                         uint64_t *repeats);
 
+/* ---- what indexers chose ------------------------------------------------------------------------ */
+
+/* One token's choice in one layer. */
+typedef struct wb_indexer_choice {
+    uint32_t count;
+    const uint32_t *positions; /* [count] strictly ascending; NULL: 0 .. count - 1 */
+} wb_indexer_choice;
+
+/* S: how many layers use an indexer of their own. */
+WB_API uint32_t wb_indexer_columns(const wb_route_model *model);
+
+/* The column of a row that has the choice of layer `i` of indexer_layers, i < n_indexer_layers: that of the
+ * layer whose indexer it uses. */
+WB_API uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i);
+
+/* The choice of the token at `position` in `column`; false, and nothing written, when `rows`, of a record
+ * that has passed wb_record_check, have none or are NULL. */
+WB_API bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *rows, uint32_t position,
+                          uint32_t column, wb_indexer_choice *choice_out);
+
+/* Position j of a choice, j < count. */
+static inline uint32_t wb_indexer_position(const wb_indexer_choice *choice, uint32_t j) {
+    return choice->positions ? choice->positions[j] : j;
+}
+
+/* How many positions are in both. */
+WB_API uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b);
+
 /* What a token adds to KL(rollout || trainer) and to its neighbours: log r is the log-probability under which
  * the token was sampled minus that of the other side. */
 typedef struct wb_kl_terms {
@@ -216,11 +299,11 @@ typedef struct wb_kl_terms {
 } wb_kl_terms;
 WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
 
-/* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside
- * [0, n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and
- * every KL nan), the numbers of its sampling, its mask as wb_record has it, and with `deep` that the ids
- * of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a message that
- * names rid, position and MoE layer otherwise. */
+/* Checks a record against its model: strings and counts, spans ascending, runs ascending and inside [0,
+ * n_tokens - 1), log-probabilities that are finite (one that is not would make every mean of them and every
+ * KL nan), the numbers of its sampling, its mask and its indexer rows as wb_record has them, and with `deep`
+ * that the ids of every valid row are below E and no two of a layer are the same. INVALID_ARGUMENT with a
+ * message that names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
 /* Where tokens go in the hash-routed layers of a model: not by a router's logits but by a table, the same for
@@ -229,7 +312,7 @@ typedef struct wb_hash_routes {
     uint32_t n_layers;          /* hash-routed layers */
     const uint32_t *moe_layers; /* [n_layers] their indices among the MoE layers, ascending */
     uint32_t vocab_size;        /* V */
-    const int32_t *ids;         /* host [n_layers][V][K] experts below E, distinct for a token */
+    const int32_t *ids; /* host [n_layers][V][top_k of the model] experts below E, distinct for a token */
 } wb_hash_routes;
 
 /* Whether the valid rows of a record, which has passed wb_record_check with `deep`, are those of the tables,

@@ -18,8 +18,8 @@ static wb_status check(const wb_moe_plan *plan) {
     return check_ids(WB_OP_moe_plan, "moe_plan: ids", plan->ids, plan->T, K, plan->n_experts);
 }
 
-/* pair_row, if not NULL, (=) the slot of each pair, -1 for padding; offsets[s + 1] (=) how many there are of
- * slot s. */
+/* pair_row, if not NULL, (=) the slot of each pair, -1 for one that has none; offsets[s + 1] (=) how many
+ * there are of slot s. */
 static void choose_slots(const wb_moe_plan *plan) {
     memset(plan->offsets, 0, ((size_t)plan->n_slots + 1) * sizeof *plan->offsets);
     for (int64_t t = 0; t < plan->T; t++) {
@@ -30,9 +30,11 @@ static void choose_slots(const wb_moe_plan *plan) {
         }
         const uint64_t key = plan->tokens ? wb_dispatch_key(plan->tokens[t], plan->pos[t]) : 0;
         for (int32_t k = 0; k < plan->top_k; k++) {
-            const int32_t slot = wb_dispatch_slot(&plan->rule, id_get(plan->ids, t, k), key);
+            const uint32_t id = id_get(plan->ids, t, k);
+            const bool travels = id < (uint32_t)(plan->n_experts - plan->n_weightless);
+            const int32_t slot = travels ? wb_dispatch_slot(&plan->rule, id, key) : -1;
             if (slots) slots[k] = slot;
-            plan->offsets[slot + 1]++;
+            if (travels) plan->offsets[slot + 1]++;
         }
     }
 }

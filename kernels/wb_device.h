@@ -84,6 +84,8 @@ extern "C" {
     X(grouped_swiglu_backward)  \
     X(moe_combine)              \
     X(moe_combine_backward)     \
+    X(moe_own_forward)          \
+    X(moe_own_backward)         \
     X(logprob_forward)          \
     X(logprob_backward)         \
     X(sample)                   \

@@ -729,12 +729,15 @@ typedef struct wb_moe_plan {
     /* [T] wb_row_direction, or NULL: no padding */
     const uint8_t *direction;
     wb_ids ids;
-    /* out [T * K]: the row of each pair, -1 for those of padding */
+    /* out [T * K]: the row of each pair, -1 for those of padding and of experts without weights */
     int32_t *pair_row;
     /* out [T * K]: the token of each row; from the last row on undefined */
     int32_t *row_token;
     /* out [S + 1]: slot s has the rows [offsets[s], offsets[s + 1]) */
     int32_t *offsets;
+    /* How many of the E have no weights, the last ones: a choice of theirs has no row (wb_own_choices). The
+     * rule has the others alone. */
+    int32_t n_weightless;
 } wb_moe_plan;
 
 /* INVALID_ARGUMENT when T * K does not fit an i32, and for an id of E or more. */
@@ -819,6 +822,23 @@ typedef wb_status wb_moe_combine_fn(wb_device *dev, int64_t T, int32_t K, int64_
 typedef wb_status wb_moe_combine_backward_fn(wb_device *dev, int64_t T, int32_t K, int64_t H, wb_rows rows,
                                              const int32_t *pair_row, const float *weights, wb_rows dy,
                                              wb_rows drows, float *dweights);
+
+/* Choices of experts without weights, which make of a token the token itself: those of id `first` or more. */
+typedef struct wb_own_choices {
+    int64_t T, H;
+    int32_t K;
+    uint32_t first;
+    wb_ids ids;
+    /* device [T, K]; a choice of weight 0, as all of a padding row are, is not there */
+    const float *weights;
+} wb_own_choices;
+
+/* y[T,H] (+=) weights[t,k] * x[t] over ascending choices k: one chain from y's element on.
+ * Backward: dx[T,H] (+=) weights[t,k] * dy[t] likewise; dweights[t,k] (=) <dy[t], x[t]> of such choices, and
+ * nothing is written of others. */
+typedef wb_status wb_moe_own_forward_fn(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows y);
+typedef wb_status wb_moe_own_backward_fn(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows dy,
+                                         wb_rows dx, float *dweights);
 
 /* ---- sampling and optimizer ---------------------------------------------------------------------- */
 

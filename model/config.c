@@ -17,9 +17,10 @@ int32_t wb_config_n_moe(const wb_config *config) {
 }
 
 size_t wb_config_row_bytes(const wb_config *config) {
-    const uint32_t n_experts = (uint32_t)config->router.n_experts;
-    return (size_t)wb_config_n_moe(config) * (size_t)config->router.top_k *
-           wb_dtype_size(wb_route_dtype(n_experts));
+    const int32_t n = wb_config_n_moe(config);
+    size_t ids = 0;
+    for (int32_t l = 0; l < n; l++) ids += (size_t)wb_config_layer_k(config, l);
+    return ids * wb_dtype_size(wb_route_dtype((uint32_t)config->router.n_experts));
 }
 
 wb_status wb_config_in_range(const char *key, int64_t found, int64_t min, int64_t max) {

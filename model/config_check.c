@@ -39,10 +39,24 @@ static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) 
     return wb_config_in_range("intermediate_size", c->dense_width, min, INT32_MAX / 2);
 }
 
+/* A K for each MoE layer, or none for any. */
+static wb_status check_layer_top_k(const wb_config *c) {
+    const int32_t n = wb_config_n_moe(c);
+    int64_t most = 0;
+    if (c->layer_top_k[0] == 0) return WB_OK;
+    for (int32_t l = 0; l < n; l++) {
+        WB_TRY(wb_config_in_range("layer_top_k", c->layer_top_k[l], 1, c->router.top_k));
+        if (c->layer_top_k[l] > most) most = c->layer_top_k[l];
+    }
+    return wb_config_in_range("layer_top_k, the largest", most, c->router.top_k, c->router.top_k);
+}
+
 static wb_status check_router(const wb_config *c, const wb_family_rules *rules) {
     const wb_router *r = &c->router;
     WB_TRY(wb_config_in_range("num_experts", r->n_experts, 1, 65536));
     WB_TRY(wb_config_in_range("num_experts_per_tok", r->top_k, 1, r->n_experts < 64 ? r->n_experts : 64));
+    WB_TRY(wb_config_in_range("experts without weights", c->n_weightless, 0, r->n_experts - 1));
+    WB_TRY(check_layer_top_k(c));
     const wb_router_type *types = rules->router_types;
     if (r->type != types[0] && r->type != types[1])
         return wb_fail(WB_UNSUPPORTED, "router: expected %s or %s, found type %d", wb_router_name(types[0]),
@@ -57,7 +71,7 @@ static wb_status check_router(const wb_config *c, const wb_family_rules *rules) 
  * so that no product of sizes overflows anywhere else. */
 static wb_status check_total(const wb_config *c) {
     double H = c->hidden_size, q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim;
-    double moe = (double)c->router.n_experts * (H + 3 * H * c->expert_width);
+    double moe = (double)c->router.n_experts * H + (double)wb_config_weighted(c) * 3 * H * c->expert_width;
     double dense = 3 * H * ((double)c->dense_width + c->shared_width);
     double latent = ((double)c->mla.kv_rank + c->mla.rope_dim) * (H + 2.0 * c->n_heads);
     latent += (double)c->mla.q_rank * (H + q) +

@@ -97,6 +97,10 @@ wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, 
             return wb_text_format(text_out, "%s", source);
         }
     } else {
+        if (!rules->layer_choices && (config->n_weightless > 0 || config->layer_top_k[0] > 0))
+            return wb_fail(WB_UNSUPPORTED,
+                           "config.json: %s has no keys for experts without weights or layers of their own K",
+                           rules->model_type);
         root = make_root(config, rules, name);
     }
     char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER) : NULL;

@@ -11,7 +11,7 @@ int64_t wb_expert_max_homes(int32_t n_experts, int32_t n_ranks) {
 
 uint32_t wb_expert_lead(const wb_model *model, const wb_layer_map *map, int32_t expert) {
     const uint32_t begin = map->replica_begin[expert], end = map->replica_begin[expert + 1];
-    const int32_t home = wb_home_rank(model->config.router.n_experts, model->n_ranks, expert);
+    const int32_t home = wb_home_rank(wb_config_weighted(&model->config), model->n_ranks, expert);
     for (uint32_t i = begin; i < end; i++)
         if (wb_model_rank_of(model, map->replicas[i]) == home) return i - begin;
     return 0;

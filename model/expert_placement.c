@@ -19,7 +19,7 @@ static wb_status check_number(const char *what, uint32_t expected, uint32_t foun
 static wb_status check_fits(const wb_model *m, const wb_placement *placement) {
     const wb_topology *topology = wb_placement_topology(placement);
     WB_TRY(check_number("MoE layers", m->route_model.n_moe_layers, wb_placement_layers(placement)));
-    WB_TRY(check_number("experts", m->route_model.num_experts, wb_placement_experts(placement)));
+    WB_TRY(check_number("experts", wb_route_weighted(&m->route_model), wb_placement_experts(placement)));
     return check_number("ranks", (uint32_t)m->n_ranks, topology->n_ranks);
 }
 
@@ -38,7 +38,7 @@ static wb_status check_same_dead(const wb_model *m, const wb_placement *placemen
 
 /* A slot an expert, in blocks that differ by one at the most. */
 static wb_status open_default(wb_model *m) {
-    const uint32_t E = m->route_model.num_experts, R = (uint32_t)m->n_ranks;
+    const uint32_t E = wb_route_weighted(&m->route_model), R = (uint32_t)m->n_ranks;
     uint32_t *slots_of_rank = NULL;
     WB_TRY(WB_NEW(slots_of_rank, R, "placement"));
     for (uint32_t r = 0; r < R; r++) slots_of_rank[r] = wb_block_begin(E, R, r + 1) - wb_block_begin(E, R, r);

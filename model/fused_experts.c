@@ -27,7 +27,7 @@ bool wb_fused_place_of(const wb_model *model, const wb_tensor *t, wb_fused_place
     if (t->expert < 0 || !model->family->fused_experts) return false;
     const wb_moe_weights *w = model->layers[t->layer].feed_forward.weights;
     const bool bias = t->n_dims == 1, down = t->param == w->down || t->param == w->down_bias;
-    *p = (wb_fused_place){.shape = {model->config.router.n_experts}};
+    *p = (wb_fused_place){.shape = {wb_config_weighted(&model->config)}};
     wb_registry_full_name(model, t->layer, -1, names[down][bias], p->name);
     if (bias)
         place_bias(model, down, p);

@@ -98,7 +98,7 @@ static wb_status bring_part(wb_fused_save *s, size_t i, int32_t expert) {
 
 wb_status wb_fused_save_write(wb_fused_save *s, size_t i, wb_new_file *file) {
     const wb_fused_tensor *f = &s->tensors[i];
-    for (int32_t e = 0; e < s->model->config.router.n_experts; e++) {
+    for (int32_t e = 0; e < wb_config_weighted(&s->model->config); e++) {
         WB_TRY(bring_part(s, i, e));
         WB_TRY(s->status);
         if (f->written != f->dtype) wb_convert(f->place.part, s->arrived, f->dtype, s->values, f->written);
@@ -109,7 +109,7 @@ wb_status wb_fused_save_write(wb_fused_save *s, size_t i, wb_new_file *file) {
 }
 
 wb_status wb_fused_serve(wb_fused_save *s) {
-    const size_t E = (size_t)s->model->config.router.n_experts;
+    const size_t E = (size_t)wb_config_weighted(&s->model->config);
     while (s->n_done < s->n * E) WB_TRY(bring_part(s, s->n_done / E, (int32_t)(s->n_done % E)));
     return s->status;
 }

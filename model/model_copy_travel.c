@@ -52,7 +52,7 @@ static bool find_way(const wb_model *to, const wb_layer_map *t, const wb_model *
 /* Whether some expert of the layer travels, between any two ranks. */
 static bool layer_travels(const wb_model *to, const wb_model *from, uint32_t l) {
     const wb_layer_map t = wb_placement_layer(to->placement, l), f = wb_placement_layer(from->placement, l);
-    for (int32_t e = 0; e < to->config.router.n_experts; e++)
+    for (int32_t e = 0; e < wb_config_weighted(&to->config); e++)
         for (uint32_t i = t.replica_begin[e]; i < t.replica_begin[e + 1]; i++) {
             expert_way way;
             if (find_way(to, &t, from, &f, e, i, &way)) return true;
@@ -151,7 +151,7 @@ static wb_status copy_part(const copied_part *p) {
     const uint32_t l = (uint32_t)p->t->moe_layer;
     const wb_layer_map t = wb_placement_layer(p->to->placement, l),
                        f = wb_placement_layer(p->from->placement, l);
-    for (int32_t e = 0; e < p->to->config.router.n_experts; e++)
+    for (int32_t e = 0; e < wb_config_weighted(&p->to->config); e++)
         for (uint32_t i = t.replica_begin[e]; i < t.replica_begin[e + 1]; i++) {
             expert_way way;
             if (!find_way(p->to, &t, p->from, &f, e, i, &way)) continue;

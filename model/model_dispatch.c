@@ -45,6 +45,6 @@ wb_status wb_model_dispatch_fill(wb_model *m, uint32_t l) {
 }
 
 wb_dispatch_rule wb_model_dispatch_rule(const wb_model *m, int32_t moe_index) {
-    const uint32_t l = (uint32_t)moe_index, E = m->route_model.num_experts;
+    const uint32_t l = (uint32_t)moe_index, E = wb_route_weighted(&m->route_model);
     return wb_dispatch_table_rule(m->dispatch == WB_DISPATCH_DYNAMIC, table_of(m, l), E, l);
 }

@@ -19,7 +19,7 @@ static wb_config config_of(const wb_config *decoder) {
 
 /* A slot an expert, in blocks over the ranks that are not dead, in all layers. */
 static wb_status open_placement(wb_model *mtp, const uint8_t *dead) {
-    const uint32_t E = mtp->route_model.num_experts, R = (uint32_t)mtp->n_ranks;
+    const uint32_t E = wb_route_weighted(&mtp->route_model), R = (uint32_t)mtp->n_ranks;
     uint32_t *slots_of_rank = NULL, n_live = 0, live = 0;
     for (uint32_t r = 0; r < R; r++) n_live += !dead || !dead[r];
     WB_TRY(WB_NEW(slots_of_rank, R, "placement of MTP layers"));

@@ -31,6 +31,7 @@ static const wb_op forward_ops[] = {
     WB_OP_grouped_bias_forward,
     WB_OP_grouped_swiglu_forward,
     WB_OP_moe_combine,
+    WB_OP_moe_own_forward,
 };
 
 /* What training's forward calls besides. */
@@ -53,6 +54,7 @@ static const wb_op backward_ops[] = {
     WB_OP_entry_attention_backward,
     WB_OP_gate_backward,
     WB_OP_moe_combine_backward,
+    WB_OP_moe_own_backward,
     WB_OP_grouped_matmul_backward,
     WB_OP_grouped_bias_backward,
     WB_OP_grouped_swiglu_backward,

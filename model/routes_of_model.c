@@ -1,4 +1,5 @@
 /* routes_of_model.c - what the records of a model say about it: its MoE layers, E, K and the fingerprint. */
+#include "config.h"
 #include "model_weights.h"
 #include "wb_check.h"
 #include "wb_hash.h"
@@ -58,6 +59,9 @@ static void add_options(const wb_config *c, text *t) {
             m->interleaved);
     if (c->rotary_dim > 0) add(t, "\nrotary_dim %d", c->rotary_dim);
     if (c->swiglu_limit > 0) add(t, "\nswiglu_limit %.9g", (double)c->swiglu_limit);
+    if (c->n_weightless > 0) add(t, "\nweightless %d", c->n_weightless);
+    for (int32_t l = 0, n = wb_config_n_moe(c); c->layer_top_k[0] > 0 && l < n; l++)
+        add(t, l ? " %" PRIu32 : "\nlayer_top_k %" PRIu32, c->layer_top_k[l]);
     if (c->window > 0) {
         add(t, "\nwindow %d", c->window);
         for (size_t i = 0; i < 16; i++) add(t, " %016" PRIx64, c->window_layer_mask[i]);
@@ -88,17 +92,25 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     wb_hash128_hex(t.text, t.used, routes->fingerprint);
 }
 
+/* moe_layers: [2 * n_layers], the second half for those of them that are hash-routed. */
 static wb_status describe(const wb_config *config, const wb_family_rules *family, uint32_t *moe_layers,
                           wb_route_model *routes) {
-    uint32_t n = 0;
-    for (int32_t l = 0; l < config->n_layers; l++)
-        if (wb_config_is_moe(config, l)) moe_layers[n++] = (uint32_t)l;
+    uint32_t *hash_layers = moe_layers + config->n_layers, n = 0, n_hash = 0;
+    for (int32_t l = 0; l < config->n_layers; l++) {
+        if (!wb_config_is_moe(config, l)) continue;
+        if (wb_config_is_hash(config, l)) hash_layers[n_hash++] = n;
+        moe_layers[n++] = (uint32_t)l;
+    }
     snprintf(routes->name, sizeof routes->name, "%s", family->model_type);
     snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(config->router.type));
     routes->num_hidden_layers = (uint32_t)config->n_layers;
     routes->n_moe_layers = n;
     routes->moe_layers = moe_layers;
+    routes->n_hash_layers = n_hash;
+    if (n_hash > 0) routes->hash_layers = hash_layers;
     routes->num_experts = (uint32_t)config->router.n_experts;
+    routes->n_weightless = (uint32_t)config->n_weightless;
+    if (config->layer_top_k[0] > 0) routes->layer_top_k = config->layer_top_k;
     routes->top_k = (uint32_t)config->router.top_k;
     set_fingerprint(config, routes);
     return wb_route_model_check(routes);
@@ -106,7 +118,7 @@ static wb_status describe(const wb_config *config, const wb_family_rules *family
 
 wb_status wb_model_describe_routes(wb_model *m) {
     uint32_t *moe_layers = NULL;
-    WB_TRY(WB_OWN(&m->memory.host, moe_layers, (size_t)m->config.n_layers, "moe layers"));
+    WB_TRY(WB_OWN(&m->memory.host, moe_layers, 2 * (size_t)m->config.n_layers, "moe layers"));
     return describe(&m->config, m->family, moe_layers, &m->route_model);
 }
 

@@ -4,17 +4,18 @@
 
 #include <inttypes.h>
 
-/* The ids [L][K] of a row that is not native. */
+/* The ids of a row that is not native. */
 static wb_status check_row(const wb_route_model *routes, int64_t t, const void *ids, wb_dtype dtype) {
-    const int64_t L = routes->n_moe_layers, K = routes->top_k;
-    for (int64_t i = 0; i < L * K; i++) {
-        const uint32_t id = wb_route_id(ids, dtype, (size_t)(t * L * K + i));
-        if (id >= routes->num_experts)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "routing: token %" PRId64 ", MoE layer %" PRId64 ", choice %" PRId64
-                           ": expected a forced id below %" PRIu32 ", found %" PRIu32,
-                           t, i / K, i % K, routes->num_experts, id);
-    }
+    size_t at = (size_t)t * wb_route_row_ids(routes);
+    for (uint32_t l = 0; l < routes->n_moe_layers; l++)
+        for (uint32_t k = 0; k < wb_route_layer_k(routes, l); k++, at++) {
+            const uint32_t id = wb_route_id(ids, dtype, at);
+            if (id >= routes->num_experts)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "routing: token %" PRId64 ", MoE layer %" PRIu32 ", choice %" PRIu32
+                               ": expected a forced id below %" PRIu32 ", found %" PRIu32,
+                               t, l, k, routes->num_experts, id);
+        }
     return WB_OK;
 }
 
@@ -34,7 +35,7 @@ static uint32_t largest_id(const uint8_t *ids, wb_dtype dtype, int64_t n) {
 /* Of the rows that are not native; names the first id that is no expert's. */
 static wb_status check_ids(const wb_route_model *routes, int64_t T, const uint8_t *direction, const void *ids,
                            wb_dtype dtype) {
-    const int64_t n = (int64_t)routes->n_moe_layers * routes->top_k;
+    const int64_t n = (int64_t)wb_route_row_ids(routes);
     const size_t row_bytes = wb_route_row_bytes(routes);
     for (int64_t t = 0; t < T; t++) {
         const uint8_t *row = (const uint8_t *)ids + (size_t)t * row_bytes;

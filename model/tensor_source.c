@@ -110,7 +110,7 @@ static size_t find_rows(const search *s, wb_fused_place *p) {
     const wb_moe_weights *w = m->layers[s->tensor->layer].feed_forward.weights;
     const bool down = s->tensor->param == w->down;
     *p = (wb_fused_place){.n_dims = 3,
-                          .shape = {m->config.router.n_experts, down ? H : 2 * F, down ? F : H},
+                          .shape = {wb_config_weighted(&m->config), down ? H : 2 * F, down ? F : H},
                           .part = (down ? 1 : 2) * F * H,
                           .first =
                               s->tensor->offset % m->params[s->tensor->param].slot_elements != 0 ? F * H : 0,

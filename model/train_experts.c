@@ -21,7 +21,7 @@ typedef struct expert_update {
 } expert_update;
 
 static int32_t home_of(const wb_model *model, int32_t expert) {
-    return wb_home_rank(model->config.router.n_experts, model->n_ranks, expert);
+    return wb_home_rank(wb_config_weighted(&model->config), model->n_ranks, expert);
 }
 
 static wb_physical_id lead_of(const expert_update *u, int32_t expert) {
@@ -92,7 +92,7 @@ static int32_t source_of(const expert_update *u, int32_t expert) {
 /* Whether each expert, on every rank, is worked on in the slot that it is in. Then no scratch is needed, and
  * a slot need not be cut. */
 static bool all_stay(const expert_update *u) {
-    for (int32_t e = 0; e < u->train->model->config.router.n_experts; e++) {
+    for (int32_t e = 0; e < wb_config_weighted(&u->train->model->config); e++) {
         const wb_physical_id lead = lead_of(u, e);
         if (!is_due(u, e)) continue;
         if (source_of(u, e) != wb_model_rank_of(u->train->model, lead) ||
@@ -105,7 +105,7 @@ static bool all_stay(const expert_update *u) {
 static wb_status bring_home(expert_update *u) {
     const wb_model *model = u->train->model;
     int64_t n_used = 0;
-    for (int32_t e = 0; e < model->config.router.n_experts; e++) {
+    for (int32_t e = 0; e < wb_config_weighted(&model->config); e++) {
         if (!is_due(u, e)) continue;
         const wb_physical_id lead = lead_of(u, e);
         const int32_t to = source_of(u, e), from = wb_model_rank_of(model, lead);
@@ -174,7 +174,7 @@ static wb_status give_expert(expert_update *u, int32_t expert) {
 
 static wb_status give_part(expert_update *u) {
     const wb_model *model = u->train->model;
-    for (int32_t e = 0; e < model->config.router.n_experts; e++) WB_TRY(give_expert(u, e));
+    for (int32_t e = 0; e < wb_config_weighted(&model->config); e++) WB_TRY(give_expert(u, e));
     return model->n_ranks == 1 ? WB_OK : wb_slot_traffic_run(&u->train->experts.traffic, model->exchange);
 }
 

@@ -24,8 +24,8 @@ static int64_t max_slot_elements(const wb_model *model) {
  * weights alone; its slots, where they change places. */
 static int64_t max_parts(const wb_model *model) {
     const wb_topology *topology = wb_placement_topology(model->placement);
-    const int64_t homes = wb_expert_max_homes(model->config.router.n_experts, model->n_ranks);
-    const int64_t extra = (int64_t)wb_model_n_slots(model) - model->config.router.n_experts;
+    const int64_t homes = wb_expert_max_homes(wb_config_weighted(&model->config), model->n_ranks);
+    const int64_t extra = (int64_t)wb_model_n_slots(model) - wb_config_weighted(&model->config);
     int64_t n = model->n_ranks == 1 ? homes : 2 * homes;
     if (model->n_ranks > 1 && extra > n) n = extra;
     for (uint32_t r = 0; r < topology->n_ranks; r++)
@@ -35,9 +35,9 @@ static int64_t max_parts(const wb_model *model) {
 
 /* Each is a send or a receive here: of the sums, the way home and the way back from there. */
 static int64_t max_transfers(const wb_model *model) {
-    const int64_t homes = wb_expert_max_homes(model->config.router.n_experts, model->n_ranks);
+    const int64_t homes = wb_expert_max_homes(wb_config_weighted(&model->config), model->n_ranks);
     return 2 * homes + 2 * wb_model_local_slots(model) + wb_model_n_slots(model) -
-           model->config.router.n_experts;
+           wb_config_weighted(&model->config);
 }
 
 static void layout_parts(wb_train *train, wb_arena *arena) {
@@ -46,7 +46,7 @@ static void layout_parts(wb_train *train, wb_arena *arena) {
     const int64_t n = max_parts(model);
     x->part_elements = wb_slot_part(SCRATCH_ELEMENTS, n, max_slot_elements(model));
     wb_place(arena, &x->scratch, n, x->part_elements, sizeof(float));
-    WB_PLACE_HOST(arena, x->at_home, model->config.router.n_experts);
+    WB_PLACE_HOST(arena, x->at_home, wb_config_weighted(&model->config));
     x->traffic.room = model->n_ranks == 1 ? 0 : (size_t)max_transfers(model);
     WB_PLACE_HOST(arena, x->traffic.transfers, (int64_t)x->traffic.room);
 }

@@ -67,7 +67,7 @@ static wb_status add_group(wb_train *train, const slot_part *part, const replica
 
 static wb_status sum_part(wb_train *train, const slot_part *part) {
     const wb_model *model = train->model;
-    const int32_t E = model->config.router.n_experts;
+    const int32_t E = wb_config_weighted(&model->config);
     int64_t n_used = 0;
     for (int32_t e = 0; e < E; e++) {
         const replica_group g = group_of(model, part, e);
@@ -85,7 +85,8 @@ static wb_status sum_part(wb_train *train, const slot_part *part) {
 static bool has_replicas(const wb_model *model, int32_t param) {
     if (model->params[param].moe_layer < 0) return false;
     const wb_layer_map map = wb_placement_layer(model->placement, (uint32_t)model->params[param].moe_layer);
-    return map.replica_begin[model->config.router.n_experts] > (uint32_t)model->config.router.n_experts;
+    return map.replica_begin[wb_config_weighted(&model->config)] >
+           (uint32_t)wb_config_weighted(&model->config);
 }
 
 wb_status wb_train_sum_replicas(wb_train *train) {

@@ -17,6 +17,7 @@ void wb_replay_count_segment(wb_replay *r, const segment_plan *s) {
     /* The record's last token was never fed by the rollout: it is neither forced nor missing. */
     bool last = s->start + s->rows == s->record->n_tokens;
     r->sums[SUM_FALLBACK] += s->missing;
+    r->sums[SUM_LISTED_FALLBACK] += s->missing_listed;
     r->sums[SUM_FORCED] += s->rows - s->missing - last;
 }
 
@@ -43,7 +44,7 @@ bool wb_replay_unmeasured(const layer_rows *s) {
 
 void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
                             size_t native_stride_bytes) {
-    uint32_t K = r->model.top_k;
+    const uint32_t K = s->K;
     micro_batch *b = s->batch;
     double *sums = r->sums + SUMS_FIXED + (size_t)s->layer * SUMS_PER_LAYER;
     for (uint32_t i = 0; i < s->rows; i++) {
@@ -109,4 +110,18 @@ void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
         .kl_k3 = mean(s[SUM_K3], s[SUM_LOGPROBS]),
         .ratio_outside = mean(s[SUM_OUTSIDE], s[SUM_LOGPROBS]),
     };
+}
+
+void wb_replay_get_indexer_metrics(const wb_replay *r, double *fallback_rows_out,
+                                   wb_replay_indexer_metrics *layers_out) {
+    const double *columns = r->sums + SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+    if (fallback_rows_out) *fallback_rows_out = r->sums[SUM_LISTED_FALLBACK];
+    for (uint32_t i = 0; layers_out && i < r->model.n_indexer_layers; i++) {
+        const double *s = columns + (size_t)wb_indexer_column(&r->model, i) * SUMS_PER_LAYER;
+        layers_out[i] = (wb_replay_indexer_metrics){0};
+        if (r->n_columns == 0) continue;
+        layers_out[i].tokens = s[LAYER_TOKENS];
+        layers_out[i].overlap = mean(s[LAYER_OVERLAP], s[LAYER_TOKENS]);
+        layers_out[i].differ = mean(s[LAYER_DIFFER], s[LAYER_TOKENS]);
+    }
 }

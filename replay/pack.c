@@ -63,11 +63,10 @@ static wb_status check_sequence(const wb_pack *p, uint32_t i) {
                        "packing: request %s of %" PRIu32 " tokens: expected 1..%" PRId64
                        " rows, as many as a micro-batch has on a rank, found %" PRIu32,
                        s->record->rid, s->record->n_tokens, p->options.max_rows, s->rows);
-    if ((uint64_t)s->rows * p->model.n_moe_layers * p->model.top_k > INT32_MAX)
+    if ((uint64_t)s->rows * wb_route_row_ids(&p->model) > INT32_MAX)
         return wb_fail(WB_CAPACITY,
-                       "packing: request %s: %" PRIu32 " rows of %" PRIu32 " layers of %" PRIu32
-                       " choices are more than 2^31 - 1",
-                       s->record->rid, s->rows, p->model.n_moe_layers, p->model.top_k);
+                       "packing: request %s: %" PRIu32 " rows of %zu choices are more than 2^31 - 1",
+                       s->record->rid, s->rows, wb_route_row_ids(&p->model));
     return WB_OK;
 }
 

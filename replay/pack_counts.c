@@ -20,6 +20,7 @@ void wb_pack_sketch(const wb_route_model *model, const uint64_t *counts, uint32_
     const size_t n = (size_t)model->n_moe_layers * model->num_experts;
     memset(sketch_out, 0, width * sizeof *sketch_out);
     for (size_t i = 0; i < n; i++) {
+        if (i % model->num_experts >= wb_route_weighted(model)) continue;
         const uint64_t bits = wb_mix64(i);
         if (n == width)
             sketch_out[i] = (int32_t)counts[i];

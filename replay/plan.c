@@ -98,6 +98,7 @@ static wb_status resolve_replay(const wb_replay *r, const wb_segment *s, segment
         missing += next - p;
     }
     if (missing > 0 && r->options.missing == WB_MISSING_STRICT) return missing_routes(r, s, first, missing);
+    WB_TRY(wb_replay_resolve_listed(r, s, record, end, &out->missing_listed));
     out->missing = missing;
     out->record = record;
     return WB_OK;
@@ -114,7 +115,7 @@ static wb_status resolve(const wb_replay *r, int32_t n, const wb_segment *segmen
         if (s->rows > UINT32_MAX - T)
             return wb_fail(WB_INVALID_ARGUMENT, "replay: segment %" PRId32 ": more than 2^32 rows", i);
         T += s->rows;
-        out[i] = (segment_plan){s->kind, s->start, s->rows, 0, NULL, s->tokens};
+        out[i] = (segment_plan){.kind = s->kind, .start = s->start, .rows = s->rows, .tokens = s->tokens};
         if (s->kind == WB_SEGMENT_REPLAY) WB_TRY(resolve_replay(r, s, &out[i]));
     }
     *T_out = T;
@@ -135,8 +136,10 @@ wb_status wb_replay_plan(wb_replay *r, int32_t index, int32_t n_segments, const 
     WB_TRY(wb_replay_reserve_segments(r, b, n_segments));
     WB_TRY(resolve(r, n_segments, segments, b->segments.data, &T));
     WB_TRY(wb_replay_reserve_rows(r, b, T));
+    WB_TRY(wb_replay_reserve_listed(r, b, T));
     b->n_segments = n_segments;
     wb_replay_fill(r, b, index);
+    wb_replay_fill_listed(r, b);
     const segment_plan *plans = b->segments.data;
     for (int32_t i = 0; i < n_segments; i++) wb_replay_count_segment(r, &plans[i]);
     b->planned = true;
@@ -147,5 +150,6 @@ bool wb_replay_dropped(const wb_replay *r, int32_t index, int32_t segment) {
     if (!wb_replay_planned(r, index) || r->options.missing != WB_MISSING_DROP) return false;
     const micro_batch *b = &r->micro_batches[index];
     const segment_plan *plans = b->segments.data;
-    return segment >= 0 && segment < b->n_segments && plans[segment].missing > 0;
+    return segment >= 0 && segment < b->n_segments &&
+           (plans[segment].missing > 0 || plans[segment].missing_listed > 0);
 }

@@ -1,10 +1,10 @@
 /* replay.c - the replay handle: its options, opening and closing. */
 #include "replay_state.h"
 #include "wb_options.h"
+#include "wb_route_model.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 WB_OPTIONS_END(wb_replay_options, hash);
 static const wb_replay_options defaults = {.size = sizeof defaults, .n_ranks = 1};
@@ -37,16 +37,18 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
             return wb_fail(WB_INVALID_ARGUMENT,
                            "replay: hash: expected MoE layers below %" PRIu32 ", found %" PRIu32,
                            model->n_moe_layers, o->hash->moe_layers[i]);
+    if (o->indexer && model->n_indexer_layers == 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "replay: indexer: the model has no layer with an indexer");
     return WB_OK;
 }
 
 static wb_status open_arrays(wb_replay *r, const wb_route_model *model) {
-    uint32_t E = model->num_experts, L = model->n_moe_layers;
-    WB_TRY(WB_OWN(&r->memory, r->moe_layers, L, "replay: layers"));
-    WB_TRY(WB_OWN(&r->memory, r->marks, E, "replay: experts"));
+    WB_TRY(wb_route_model_copy(&r->memory, model, "replay: layers", &r->model));
+    WB_TRY(WB_OWN(&r->memory, r->layer_at, (size_t)model->n_moe_layers + 1, "replay: layers"));
+    for (uint32_t l = 0; l < model->n_moe_layers; l++)
+        r->layer_at[l + 1] = r->layer_at[l] + wb_route_layer_k(model, l) * wb_dtype_size(r->dtype);
+    WB_TRY(WB_OWN(&r->memory, r->marks, model->num_experts, "replay: experts"));
     WB_TRY(WB_OWN(&r->memory, r->sums, wb_replay_sums_count(r), "replay: metrics"));
-    memcpy(r->moe_layers, model->moe_layers, L * sizeof *r->moe_layers);
-    r->model.moe_layers = r->moe_layers;
     WB_TRY(wb_replay_open_placement(r));
     WB_TRY(wb_replay_open_padding(r));
     return wb_replay_open_dispatch(r);
@@ -65,8 +67,8 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
     if (o.n_layers == 0) o.n_layers = (int32_t)model->n_moe_layers - o.first_layer;
     r->model = *model;
     r->options = o;
+    r->n_columns = o.indexer ? wb_indexer_columns(model) : 0;
     r->dtype = wb_route_dtype(model->num_experts);
-    r->layer_bytes = model->top_k * wb_dtype_size(r->dtype);
     r->row_bytes = wb_route_row_bytes(model);
     wb_status status = open_arrays(r, model);
     if (status != WB_OK) {
@@ -80,6 +82,7 @@ wb_status wb_replay_open(const wb_route_model *model, const wb_replay_options *o
 
 void wb_replay_close(wb_replay *r) {
     if (!r) return;
+    for (size_t i = 0; i < r->micro_batch_capacity; i++) free(r->micro_batches[i].kept);
     free(r->micro_batches);
     free(r->records);
     wb_string_table_free(&r->rids);

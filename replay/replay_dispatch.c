@@ -92,20 +92,21 @@ static bool is_decided(const wb_replay *r, const micro_batch *b, uint32_t stage_
 }
 
 static wb_status plan_layer(const wb_replay *r, const micro_batch *b, uint32_t stage_layer) {
-    const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer, K = r->model.top_k;
-    const wb_dispatch_rule rule = wb_dispatch_table_rule(
-        r->options.dispatch == WB_DISPATCH_DYNAMIC, table_of(r, stage_layer), r->model.num_experts, layer);
+    const uint32_t layer = (uint32_t)r->options.first_layer + stage_layer, E = wb_route_weighted(&r->model);
+    const wb_dispatch_rule rule = wb_dispatch_table_rule(r->options.dispatch == WB_DISPATCH_DYNAMIC,
+                                                         table_of(r, stage_layer), E, layer);
     const bool by_token = !rule.slot_of_expert;
     const wb_moe_plan args = {
         .T = b->T,
-        .top_k = (int32_t)K,
+        .top_k = (int32_t)wb_route_layer_k(&r->model, layer),
         .n_experts = (int32_t)r->model.num_experts,
+        .n_weightless = (int32_t)r->model.n_weightless,
         .n_slots = (int32_t)n_slots_of(r),
         .rule = rule,
         .tokens = by_token ? b->tokens : NULL,
         .pos = by_token ? b->pos : NULL,
         .direction = b->by_layer + (size_t)stage_layer * b->T,
-        .ids = {b->ids + layer * r->layer_bytes, r->dtype, (int64_t)r->model.n_moe_layers * K},
+        .ids = {b->ids + r->layer_at[layer], r->dtype, (int64_t)wb_route_row_ids(&r->model)},
         .offsets = arrays_of(r, b, stage_layer).offsets};
     return wb_moe_offsets_host(&args);
 }

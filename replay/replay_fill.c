@@ -79,7 +79,7 @@ static void fill_padding(const wb_replay *r, micro_batch *b, int32_t index, uint
     for (uint32_t i = 0; i < rows; i++) {
         uint8_t *ids = b->ids + (row + i) * r->row_bytes;
         for (uint32_t l = 0; l < r->model.n_moe_layers; l++)
-            wb_replay_padding_row(r, l, (uint64_t)p + i + l + (uint32_t)index, ids + l * r->layer_bytes);
+            wb_replay_padding_row(r, l, (uint64_t)p + i + l + (uint32_t)index, ids + r->layer_at[l]);
     }
 }
 

@@ -39,9 +39,10 @@ static uint32_t sort_by_rank(uint64_t *keys, uint32_t E) {
 static void order_layer(uint64_t *keys, uint32_t E, uint32_t K, padding_order *p) {
     uint32_t ranks = sort_by_rank(keys, E), first = 0;
     for (uint32_t i = 0; i < E; i++) p->experts[i] = (uint32_t)keys[i] & ((1u << EXPERT_BITS) - 1);
+    /* With more choices than experts every expert is in each row, and no rank has a turn. */
     while (ranks > 0) {
         uint32_t end = end_of_rank(keys, first, E);
-        if ((uint64_t)(end - first) * ranks > K - first) break;
+        if (K > first && (uint64_t)(end - first) * ranks > K - first) break;
         first = end;
         ranks--;
     }
@@ -58,8 +59,10 @@ static uint64_t rank_of_first(const wb_placement *placement, uint32_t layer, uin
 }
 
 wb_status wb_replay_open_padding(wb_replay *r) {
-    const uint32_t E = r->model.num_experts, n = r->options.placement ? r->model.n_moe_layers : 1;
+    const uint32_t E = wb_route_weighted(&r->model);
+    const uint32_t n = r->options.placement || r->model.layer_top_k ? r->model.n_moe_layers : 1;
     uint32_t *experts, *starts;
+    r->n_padding = n;
     WB_TRY(WB_OWN(&r->memory, r->padding, n, "replay: padding"));
     WB_TRY(WB_OWN(&r->memory, r->padding_keys, E, "replay: padding"));
     /* No more ranks than experts hold any. */
@@ -74,20 +77,23 @@ wb_status wb_replay_open_padding(wb_replay *r) {
 
 void wb_replay_order_padding(wb_replay *r) {
     const wb_placement *placement = r->options.placement;
-    const uint32_t E = r->model.num_experts, R = (uint32_t)r->options.n_ranks;
-    for (uint32_t l = 0; l < (placement ? r->model.n_moe_layers : 1); l++) {
+    const uint32_t E = wb_route_weighted(&r->model), R = (uint32_t)r->options.n_ranks;
+    for (uint32_t l = 0; l < r->n_padding; l++) {
         for (uint32_t e = 0; e < E; e++) {
             const uint64_t rank = placement ? rank_of_first(placement, l, e) : wb_block_of(E, R, e);
             r->padding_keys[e] = rank << EXPERT_BITS | e;
         }
-        order_layer(r->padding_keys, E, r->model.top_k, &r->padding[l]);
+        order_layer(r->padding_keys, E, wb_route_layer_k(&r->model, l), &r->padding[l]);
     }
 }
 
 void wb_replay_padding_row(const wb_replay *r, uint32_t layer, uint64_t turn, uint8_t *ids_out) {
-    const padding_order *p = &r->padding[r->options.placement ? layer : 0];
-    uint32_t K = r->model.top_k, k = 0;
-    for (; k < p->n_always; k++) wb_route_id_set(ids_out, r->dtype, k, p->experts[k]);
+    const padding_order *p = &r->padding[r->n_padding > 1 ? layer : 0];
+    const uint32_t K = wb_route_layer_k(&r->model, layer), E = wb_route_weighted(&r->model);
+    uint32_t k = 0;
+    for (; k < p->n_always && k < K; k++) wb_route_id_set(ids_out, r->dtype, k, p->experts[k]);
+    /* More choices than there are experts with weights: the others are of those without. */
+    for (; p->n_turns == 0 && k < K; k++) wb_route_id_set(ids_out, r->dtype, k, E + (k - p->n_always));
     if (k == K) return;
     /* Each rank has its next expert each time that its turn comes round. */
     uint64_t drawn = turn * (K - k), round = drawn / p->n_turns;

@@ -9,11 +9,11 @@ wb_status wb_replay_open_placement(wb_replay *r) {
     const wb_placement *p = r->options.placement;
     if (!p) return WB_OK;
     const uint32_t L = wb_placement_layers(p), E = wb_placement_experts(p);
-    if (L != r->model.n_moe_layers || E != r->model.num_experts)
+    if (L != r->model.n_moe_layers || E != wb_route_weighted(&r->model))
         return wb_fail(WB_INVALID_ARGUMENT,
                        "replay: placement: expected %" PRIu32 " MoE layers of %" PRIu32
                        " experts, found %" PRIu32 " of %" PRIu32,
-                       r->model.n_moe_layers, r->model.num_experts, L, E);
+                       r->model.n_moe_layers, wb_route_weighted(&r->model), L, E);
     r->placement_hash = wb_placement_hash(p);
     return WB_OK;
 }

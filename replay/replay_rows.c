@@ -38,7 +38,7 @@ wb_status wb_replay_rows(wb_replay *r, int32_t index, int32_t layer, uint32_t ro
     bool all = layer == WB_ALL_LAYERS;
     wb_replay_slice slice = {.rows = rows,
                              .ids = all ? s.batch->ids + row * r->row_bytes : s.ids,
-                             .stride = (int64_t)r->model.n_moe_layers * r->model.top_k,
+                             .stride = (int64_t)wb_route_row_ids(&r->model),
                              .direction = all ? s.batch->direction + row : s.direction};
     look_at_directions(&slice);
     bool measurable = false, unknown = false;
@@ -64,7 +64,7 @@ wb_status wb_replay_counts(const wb_replay *r, int32_t index, int32_t layer, uin
     for (uint32_t l = 0; l < n_layers; l++, wb_replay_next_layer(r, &s))
         for (uint32_t i = 0; i < rows; i++) {
             if (s.direction[i] != WB_ROW_FORCED) continue;
-            for (uint32_t k = 0; k < r->model.top_k; k++)
+            for (uint32_t k = 0; k < s.K; k++)
                 counts_out[wb_route_id(s.ids + i * r->row_bytes, r->dtype, k)]++;
         }
     return WB_OK;
@@ -91,7 +91,10 @@ static wb_status check_followed(const wb_replay *r, int32_t index) {
 wb_status wb_replay_end(wb_replay *r) {
     if (!r || !r->in_step)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: end: %s", r ? "no step is open" : "handle is NULL");
-    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) WB_TRY(check_followed(r, i));
+    for (int32_t i = 0; r->mode != WB_REPLAY_OFF && i < r->n_micro_batches; i++) {
+        WB_TRY(check_followed(r, i));
+        WB_TRY(wb_replay_check_listed(r, i));
+    }
     r->in_step = false;
     return WB_OK;
 }

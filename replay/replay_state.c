@@ -6,7 +6,7 @@
 #include <string.h>
 
 size_t wb_replay_sums_count(const wb_replay *r) {
-    return SUMS_FIXED + (size_t)r->model.n_moe_layers * SUMS_PER_LAYER;
+    return SUMS_FIXED + ((size_t)r->model.n_moe_layers + r->n_columns) * SUMS_PER_LAYER;
 }
 
 /* The micro-batches keep their memory. */
@@ -62,6 +62,13 @@ static wb_status check_rows(const wb_replay *r, int32_t index, int32_t layer, ui
     return WB_OK;
 }
 
+/* What hangs on the layer, from its number; `ids` are those of layer 0. */
+static void set_layer(const wb_replay *r, layer_rows *rows) {
+    rows->K = wb_route_layer_k(&r->model, rows->layer);
+    rows->layer_bytes = r->layer_at[rows->layer + 1] - r->layer_at[rows->layer];
+    rows->ids += r->layer_at[rows->layer];
+}
+
 wb_status wb_replay_find_rows(const wb_replay *r, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
                               layer_rows *first_out, uint32_t *n_layers_out) {
     WB_TRY(wb_replay_check_index(r, index));
@@ -78,15 +85,18 @@ wb_status wb_replay_find_rows(const wb_replay *r, int32_t index, int32_t layer, 
                               .rows = rows,
                               .direction = b->by_layer + (size_t)stage_layer * b->T + row,
                               .noted = b->noted + (size_t)stage_layer * b->T + row,
-                              .ids = b->ids + row * r->row_bytes + model_layer * r->layer_bytes};
+                              .ids = b->ids + row * r->row_bytes};
+    set_layer(r, first_out);
     *n_layers_out = all ? (uint32_t)r->options.n_layers : 1;
     return WB_OK;
 }
 
 void wb_replay_next_layer(const wb_replay *r, layer_rows *rows) {
+    rows->ids -= r->layer_at[rows->layer];
     rows->layer++;
     rows->stage_layer++;
     rows->direction += rows->batch->T;
     rows->noted += rows->batch->T;
-    rows->ids += r->layer_bytes;
+    /* Behind the last layer there is nothing to look at. */
+    if (rows->layer < r->model.n_moe_layers) set_layer(r, rows);
 }

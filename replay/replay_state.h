@@ -30,9 +30,21 @@ typedef struct segment_plan {
     uint32_t start;          /* position in the record; REPLAY */
     uint32_t rows;           /* of the micro-batch */
     uint32_t missing;        /* rows that the record should have and has not */
+    uint32_t missing_listed; /* the same of what indexers chose */
     const wb_record *record; /* REPLAY; valid while planning only: the table of records may move */
     const uint32_t *tokens;  /* [rows] or NULL; valid while planning only */
 } segment_plan;
+
+/* What one row looks at by one indexer. */
+typedef struct listed_cell {
+    const uint32_t *positions; /* of the record; NULL: kept, or all of the first `count` */
+    uint64_t kept_at;          /* of the micro-batch's `kept`, where is_kept */
+    uint32_t count;
+    uint8_t direction; /* WB_ROW_* */
+    uint8_t noted;     /* NOTED_* */
+    bool is_kept;
+    bool has_plan; /* positions, count are what a record says or the row chose */
+} listed_cell;
 
 typedef struct micro_batch {
     bool planned;
@@ -50,13 +62,19 @@ typedef struct micro_batch {
     int32_t *tokens, *pos;   /* [T] 0 where not known */
     bool all_tokens;         /* known of every row that is not padding */
 
+    /* Where indexers are replayed: listed_cell [columns][T], and the positions of rows that chose. */
+    wb_host_buffer listed;
+    uint32_t *kept; /* [n_kept] from malloc */
+    size_t n_kept, kept_capacity;
+
     /* Of wb_replay_plan_dispatch, in a block of its own. */
     uint32_t n_layer_plans; /* layers that are planned on all ranks */
     wb_host_buffer dispatch;
     wb_planned_layer *layer_plans; /* [n_layers] */
 } micro_batch;
 
-/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers. */
+/* The doubles of wb_replay_metric_sums; then SUMS_PER_LAYER for each of the L layers and of the indexers that
+ * are replayed. */
 enum {
     SUM_ROWS,
     SUM_FORCED,
@@ -68,12 +86,14 @@ enum {
     SUM_K1,
     SUM_K3,
     SUM_OUTSIDE,
+    SUM_LISTED_FALLBACK,
     SUMS_FIXED
 };
 enum { LAYER_TOKENS, LAYER_OVERLAP, LAYER_DIFFER, SUMS_PER_LAYER };
 
-/* Where padding rows of one layer go: to each of the first `n_always` experts in every row, and for the
- * other choices in turn to each of `n_turns` ranks, whose experts begin at starts[] of `experts`. */
+/* Where padding rows of one layer go, experts without weights left out: to each of the first `n_always`
+ * experts in every row, and for the other choices in turn to each of `n_turns` ranks, whose experts begin at
+ * starts[] of `experts`. */
 typedef struct padding_order {
     uint32_t *experts; /* [E] */
     uint32_t *starts;  /* [n_turns + 1] */
@@ -93,10 +113,11 @@ typedef struct dispatch_state {
 struct wb_replay {
     wb_owner memory; /* all arrays but `records` and `micro_batches` */
     wb_route_model model;
-    uint32_t *moe_layers; /* [L], what model.moe_layers points to */
     wb_dtype dtype;
-    size_t layer_bytes, row_bytes; /* K ids; L * K ids */
-    wb_replay_options options;     /* n_layers resolved */
+    size_t row_bytes;
+    size_t *layer_at;          /* [L + 1] bytes of a row before each layer's ids */
+    wb_replay_options options; /* n_layers resolved */
+    uint32_t n_columns;        /* indexers that are replayed; 0 without options.indexer */
 
     wb_string_table rids; /* rid -> index of its record */
     wb_record *records;   /* [n_records] */
@@ -108,8 +129,10 @@ struct wb_replay {
     int32_t n_micro_batches;
     size_t micro_batch_capacity;
     uint64_t placement_hash; /* of the maps that padding and tables are of; 0 where there is no placement */
-    padding_order *padding;  /* [L], or one for all layers where there is no placement */
-    uint64_t *padding_keys;  /* [E] scratch */
+    /* [n_padding]: one for each of the L layers, or one for all where there is no placement and one K */
+    padding_order *padding;
+    uint32_t n_padding;
+    uint64_t *padding_keys; /* [E] scratch */
     dispatch_state dispatch;
 
     double *sums;    /* [SUMS_FIXED + L * SUMS_PER_LAYER] */
@@ -132,6 +155,8 @@ typedef struct layer_rows {
     uint32_t row, rows;
     uint8_t *direction; /* [rows] of the layer */
     uint8_t *noted;     /* [rows] of the layer */
+    uint32_t K;         /* of the layer */
+    size_t layer_bytes; /* K ids */
     uint8_t *ids;       /* first id; rows are row_bytes apart */
 } layer_rows;
 
@@ -174,6 +199,18 @@ void wb_replay_padding_row(const wb_replay *replay, uint32_t layer, uint64_t tur
 
 /* Checks options.dispatch; memory where there is a placement. */
 wb_status wb_replay_open_dispatch(wb_replay *replay);
+
+/* ---- replay_listed.c -------------------------------------------------------------------------- */
+
+/* Counts the rows at positions [start, end) of which the record does not say what indexers chose;
+ * MISSING_ROUTES under strict. */
+wb_status wb_replay_resolve_listed(const wb_replay *replay, const wb_segment *segment,
+                                   const wb_record *record, uint32_t end, uint32_t *missing_out);
+/* Memory for the cells of T rows, and the cells from the segments. */
+wb_status wb_replay_reserve_listed(wb_replay *replay, micro_batch *batch, uint32_t T);
+void wb_replay_fill_listed(const wb_replay *replay, micro_batch *batch);
+/* MISMATCH naming the first row of the micro-batch that was not told. */
+wb_status wb_replay_check_listed(const wb_replay *replay, int32_t micro_batch);
 
 /* ---- metrics.c -------------------------------------------------------------------------------- */
 

@@ -6,30 +6,30 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* The caller's ids, [rows] of K for one layer or of L * K for all; data NULL where it has none. */
+/* The caller's ids, [rows] of K for one layer or of a whole row for all; data NULL where it has none. */
 typedef struct caller_ids {
     const uint8_t *data; /* of the first layer that is looked at */
     size_t stride;       /* bytes from a row to the next */
     const char *name;
 } caller_ids;
 
-static wb_status read_ids(const wb_replay *r, const void *data, int64_t stride, bool all_layers,
+static wb_status read_ids(const wb_replay *r, const void *data, int64_t stride, int32_t layer,
                           const char *name, caller_ids *out) {
-    uint32_t K = r->model.top_k;
-    int64_t width = all_layers ? (int64_t)r->model.n_moe_layers * K : K;
+    const int64_t width = layer == WB_ALL_LAYERS ? (int64_t)wb_route_row_ids(&r->model)
+                                                 : (int64_t)wb_route_layer_k(&r->model, (uint32_t)layer);
     if (data && stride < width)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "replay: %s ids: expected a stride of %" PRId64 " ids or more, found %" PRId64, name,
                        width, stride);
-    size_t skipped = all_layers ? (uint32_t)r->options.first_layer * r->layer_bytes : 0;
+    size_t skipped = layer == WB_ALL_LAYERS ? r->layer_at[r->options.first_layer] : 0;
     *out = (caller_ids){data ? (const uint8_t *)data + skipped : NULL,
                         data ? (size_t)stride * wb_dtype_size(r->dtype) : 0, name};
     return WB_OK;
 }
 
-/* The same of the next layer. */
-static caller_ids next_layer(const wb_replay *r, caller_ids ids) {
-    if (ids.data) ids.data += r->layer_bytes;
+/* The same of the layer after that of `rows`. */
+static caller_ids next_layer(const layer_rows *rows, caller_ids ids) {
+    if (ids.data) ids.data += rows->layer_bytes;
     return ids;
 }
 
@@ -39,7 +39,7 @@ static caller_ids next_layer(const wb_replay *r, caller_ids ids) {
 static wb_status check_row(wb_replay *r, const layer_rows *s, uint32_t i, const caller_ids *ids) {
     const uint8_t *row = ids->data + i * ids->stride;
     uint64_t mark = ++r->mark;
-    for (uint32_t k = 0; k < r->model.top_k; k++) {
+    for (uint32_t k = 0; k < s->K; k++) {
         uint32_t id = wb_route_id(row, r->dtype, k);
         bool inside = id < r->model.num_experts;
         if (!inside || r->marks[id] == mark)
@@ -66,7 +66,7 @@ static wb_status check_used(wb_replay *r, const layer_rows *s, const caller_ids 
         if (native)
             WB_TRY(check_row(r, s, i, used));
         else if (used->data &&
-                 memcmp(s->ids + i * r->row_bytes, used->data + i * used->stride, r->layer_bytes) != 0)
+                 memcmp(s->ids + i * r->row_bytes, used->data + i * used->stride, s->layer_bytes) != 0)
             return wb_fail(WB_MISMATCH,
                            "replay: micro-batch %" PRId32 ", MoE layer %" PRIu32 ", row %" PRIu32
                            " was not routed as planned",
@@ -90,7 +90,7 @@ static wb_status check_native(wb_replay *r, const layer_rows *s, const caller_id
 static void keep_used(const wb_replay *r, const layer_rows *s, const caller_ids *used) {
     for (uint32_t i = 0; i < s->rows; i++) {
         if (s->direction[i] != WB_ROW_NATIVE) continue;
-        memcpy(s->ids + i * r->row_bytes, used->data + i * used->stride, r->layer_bytes);
+        memcpy(s->ids + i * r->row_bytes, used->data + i * used->stride, s->layer_bytes);
         s->direction[i] = WB_ROW_FORCED;
         uint32_t t = s->row + i;
         if (--s->batch->pending[t] == 0) s->batch->direction[t] = WB_ROW_FORCED;
@@ -121,24 +121,23 @@ static wb_status tell(wb_replay *r, int32_t index, int32_t layer, uint32_t row, 
     layer_rows first = {0}, s;
     caller_ids u = {0}, n = {0}, u_layer, n_layer;
     uint32_t n_layers = 0, l;
-    bool all = layer == WB_ALL_LAYERS;
     WB_TRY(wb_replay_find_rows(r, index, layer, row, rows, &first, &n_layers));
-    WB_TRY(read_ids(r, used, used_stride, all, "used", &u));
-    WB_TRY(read_ids(r, native, native_stride, all, "native", &n));
+    WB_TRY(read_ids(r, used, used_stride, layer, "used", &u));
+    WB_TRY(read_ids(r, native, native_stride, layer, "native", &n));
     /* Under OFF a row goes where it would go by itself. */
     if (r->mode == WB_REPLAY_OFF && !native) n = u;
     for (l = 0, s = first, u_layer = u, n_layer = n; l < n_layers; l++) {
         WB_TRY(check_used(r, &s, &u_layer));
         WB_TRY(check_native(r, &s, &n_layer));
-        u_layer = next_layer(r, u_layer);
-        n_layer = next_layer(r, n_layer);
+        u_layer = next_layer(&s, u_layer);
+        n_layer = next_layer(&s, n_layer);
         wb_replay_next_layer(r, &s);
     }
     for (l = 0, s = first; l < n_layers; l++) {
         take(r, &s, &u, &n);
         if (sent && u.data) note_followed(&s);
-        u = next_layer(r, u);
-        n = next_layer(r, n);
+        u = next_layer(&s, u);
+        n = next_layer(&s, n);
         wb_replay_next_layer(r, &s);
     }
     return WB_OK;

@@ -55,13 +55,16 @@ typedef struct wb_replay_options {
     const wb_placement *placement;
     /* As the model's: WB_DISPATCH_STATIC (default) or WB_DISPATCH_DYNAMIC, by a token's id and position. */
     wb_dispatch_policy dispatch;
-    uint8_t reserved[4]; /* zero */
+    /* True: what indexers chose is replayed too, under the same mode and the same policy for missing rows,
+     * for a model that has indexers. False (default): every row chooses there by itself. */
+    bool indexer;
+    uint8_t reserved[3]; /* zero */
     /* The tables of the model's hash-routed layers (wb_model_hash_routes), with which records are compared
      * when they are added: there a row that is not the table's is of another model, or was damaged. Borrowed
      * until the close. NULL: nothing is compared. */
     const wb_hash_routes *hash;
 } wb_replay_options;
-/* Strict, 1 rank, all layers, no placement. `size`: sizeof the caller's struct. */
+/* Strict, 1 rank, all layers, no placement, no indexers. `size`: sizeof the caller's struct. */
 WB_API void wb_replay_options_init(wb_replay_options *options_out, size_t size);
 static inline wb_replay_options wb_replay_options_default(void) {
     wb_replay_options options;
@@ -185,8 +188,8 @@ WB_API bool wb_replay_dropped(const wb_replay *replay, int32_t micro_batch, int3
  * close; wb_replay_choose and wb_replay_store change it in place. */
 typedef struct wb_replay_slice {
     uint32_t rows;
-    /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K] or for all layers [L][K],
-     * begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
+    /* First id of wb_route_dtype(E), not necessarily aligned; row r's ids, [K of the layer] or for all layers
+     * a whole row, begin at r * stride. Undefined, but in range, where a row chooses. NULL without a plan. */
     const void *ids;
     int64_t stride;           /* in ids: L * K */
     const uint8_t *direction; /* [rows] wb_row_direction; NULL without a plan: all rows choose */
@@ -231,6 +234,36 @@ WB_API wb_status wb_replay_choose(wb_replay *replay, int32_t micro_batch, int32_
 WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row,
                                   uint32_t rows, int64_t *counts_out);
 
+/* ---- what indexers chose --------------------------------------------------------------------- */
+
+/* The calls of this section take layer `i` of the model's indexer_layers. Layers that use one indexer have
+ * one plan: what is stored for one of them is the others'. INVALID_ARGUMENT unless options.indexer is set,
+ * and outside of the plan. */
+
+/* What a forward must tell wb_replay_indexer_store of the rows that it asked for. */
+typedef struct wb_replay_indexer_slice {
+    bool any_forced, any_native; /* as of wb_replay_slice; a row of padding is neither */
+    bool want_used, want_native;
+} wb_replay_indexer_slice;
+
+/* How rows [row, row + rows) of a micro-batch choose in layer i. direction_out [rows], wb_row_direction: as
+ * of wb_replay_rows. listed_out [rows][indexer_k]: of a forced row its positions, ascending, then -1; of any
+ * other -1 throughout. A micro-batch that is not planned, in mode OFF, has native rows. */
+WB_API wb_status wb_replay_indexer_rows(wb_replay *replay, int32_t micro_batch, uint32_t i, uint32_t row,
+                                        uint32_t rows, int32_t *listed_out, uint8_t *direction_out,
+                                        wb_replay_indexer_slice *slice_out);
+
+/* Tells what a forward did with rows [row, row + rows) in layer i: `used`, what they looked at (NULL: not
+ * told; rows that chose need it), and `native`, what each would have chosen (NULL: not known), both as
+ * listed_out above. As wb_replay_store: rows that chose are forced to it from here on, native choices feed
+ * the metrics once, in mode OFF `used` alone does, and wb_replay_end asks of every row that is not padding,
+ * in each layer of the stage that has an indexer of its own, that it was told. Of the stage are the model's
+ * layers from its first MoE layer on to the next stage's; the first stage has those before too. MISMATCH when
+ * a forced row looked elsewhere; INVALID_ARGUMENT for positions that are not ascending, or beyond the row's
+ * own where the plan knows it; then nothing is changed. */
+WB_API wb_status wb_replay_indexer_store(wb_replay *replay, int32_t micro_batch, uint32_t i, uint32_t row,
+                                         uint32_t rows, const int32_t *used, const int32_t *native);
+
 /* Ends the step: MISMATCH naming the first (micro-batch, layer) of this stage of which not every row is known
  * to follow, with the first such row and their number, or a micro-batch that was never planned; the step then
  * stays open. Mode OFF forces nothing and checks nothing. The plan and the metrics stay until the next
@@ -269,6 +302,18 @@ typedef struct wb_replay_metrics {
 /* Metrics since wb_replay_begin. Means of nothing are 0. layers_out [L] may be NULL. */
 WB_API void wb_replay_get_metrics(const wb_replay *replay, wb_replay_metrics *metrics_out,
                                   wb_replay_layer_metrics *layers_out);
+
+/* As wb_replay_layer_metrics, of an indexer: overlap is of the positions forced; a choice of none is all of
+ * it. */
+typedef struct wb_replay_indexer_metrics {
+    double tokens, overlap, differ;
+} wb_replay_indexer_metrics;
+
+/* Since wb_replay_begin. *fallback_rows_out: rows of REPLAY segments that lack what indexers chose.
+ * layers_out: [n_indexer_layers], a layer's being those of the indexer that it uses. Either may be NULL.
+ * Without options.indexer all are 0. */
+WB_API void wb_replay_get_indexer_metrics(const wb_replay *replay, double *fallback_rows_out,
+                                          wb_replay_indexer_metrics *layers_out);
 
 /* The sums behind the metrics, *n_out doubles that may be added up over ranks in place (an all-reduce) before
  * wb_replay_get_metrics. Owner: replay. */

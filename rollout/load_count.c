@@ -9,7 +9,7 @@ wb_status wb_load_count_open(wb_owner *owner, wb_rebalance *manager, const wb_ro
     const size_t bytes = (max_tokens + 7) / 8;
     count->manager = manager;
     if (!manager) return WB_OK;
-    WB_TRY(wb_rebalance_check_shape(manager, routes->n_moe_layers, routes->num_experts));
+    WB_TRY(wb_rebalance_check_shape(manager, routes->n_moe_layers, wb_route_weighted(routes)));
     WB_TRY(WB_OWN(owner, count->prefill, bytes, "load of a step"));
     return WB_OWN(owner, count->decode, bytes, "load of a step");
 }
@@ -30,14 +30,13 @@ wb_status wb_load_count_step(const wb_load_count *count, const wb_route_model *r
                              const wb_step_batch *batch, const uint8_t *rows) {
     if (!count->manager || batch->n_tokens == 0) return WB_OK;
     const wb_dtype dtype = wb_route_dtype(routes->num_experts);
-    const size_t layer_bytes = routes->top_k * wb_dtype_size(dtype);
     mark_rows(count, batch);
     for (uint32_t l = 0; l < routes->n_moe_layers; l++) {
-        wb_routed_rows of_layer = {.ids = rows + l * layer_bytes,
+        wb_routed_rows of_layer = {.ids = rows + wb_route_layer_first(routes, l) * wb_dtype_size(dtype),
                                    .dtype = dtype,
                                    .row_stride = wb_route_row_bytes(routes),
                                    .T = (uint32_t)batch->n_tokens,
-                                   .K = routes->top_k,
+                                   .K = wb_route_layer_k(routes, l),
                                    .valid = count->prefill};
         WB_TRY(wb_rebalance_record(count->manager, WB_PHASE_PREFILL, (int32_t)l, &of_layer));
         of_layer.valid = count->decode;

@@ -14,6 +14,10 @@ void wb_hooks_options_init(wb_hooks_options *options_out, size_t size) {
 }
 
 static wb_status check_model(const wb_route_model *model, const wb_router *router) {
+    if (model->layer_top_k)
+        return wb_fail(
+            WB_UNSUPPORTED,
+            "hooks: the model's MoE layers have different numbers of choices, and hooks one router");
     if (model->num_experts != (uint32_t)router->n_experts || model->top_k != (uint32_t)router->top_k)
         return wb_fail(WB_MISMATCH,
                        "hooks: router: expected %" PRIu32 " experts and top %" PRIu32

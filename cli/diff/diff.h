@@ -37,7 +37,8 @@ typedef struct diff_kl {
 typedef struct diff_place {
     char *rid; /* NULL: there is none */
     uint32_t position, layer;
-    uint32_t *a, *b; /* [K] ids; of a token: [1], or NULL where the record has ended */
+    uint32_t n;      /* K of the layer */
+    uint32_t *a, *b; /* [n] ids; of a token: [1], or NULL where the record has ended */
 } diff_place;
 
 typedef struct diff {

@@ -20,17 +20,20 @@ static wb_status note_place(diff *d, diff_place *place, const wb_record *r, uint
 /* The first layer of two rows whose ids differ. */
 static wb_status note_row(diff *d, const wb_record *r, uint32_t position, const uint8_t *a,
                           const uint8_t *b) {
-    const uint32_t K = d->model->top_k;
     const wb_dtype dtype = wb_route_dtype(d->model->num_experts);
-    const size_t layer_bytes = K * wb_dtype_size(dtype);
+    uint32_t l = 0, K = 0;
     if (d->first.rid) return WB_OK;
-    uint32_t l = 0;
-    while (memcmp(a + l * layer_bytes, b + l * layer_bytes, layer_bytes) == 0) l++;
+    for (size_t bytes = 0;; l++, a += bytes, b += bytes) {
+        K = wb_route_layer_k(d->model, l);
+        bytes = K * wb_dtype_size(dtype);
+        if (memcmp(a, b, bytes) != 0) break;
+    }
     WB_TRY(note_place(d, &d->first, r, position, K));
     d->first.layer = d->model->moe_layers[l];
+    d->first.n = K;
     for (uint32_t k = 0; k < K; k++) {
-        d->first.a[k] = wb_route_id(a + l * layer_bytes, dtype, k);
-        d->first.b[k] = wb_route_id(b + l * layer_bytes, dtype, k);
+        d->first.a[k] = wb_route_id(a, dtype, k);
+        d->first.b[k] = wb_route_id(b, dtype, k);
     }
     return WB_OK;
 }
@@ -96,11 +99,12 @@ static void add_sums(diff_sums *to, diff_sums row) {
 
 /* The sums of one row; those of its layers are added where they belong. */
 static diff_sums compare_row(diff *d, const uint8_t *a, const uint8_t *b) {
-    const uint32_t L = d->model->n_moe_layers, K = d->model->top_k;
     const wb_dtype dtype = wb_route_dtype(d->model->num_experts);
-    const size_t layer_bytes = K * wb_dtype_size(dtype);
     diff_sums row = {.rows = 1, .exact = 1, .same = 1};
-    for (uint32_t l = 0; l < L; l++, a += layer_bytes, b += layer_bytes) {
+    size_t layer_bytes = 0;
+    for (uint32_t l = 0; l < d->model->n_moe_layers; l++, a += layer_bytes, b += layer_bytes) {
+        const uint32_t K = wb_route_layer_k(d->model, l);
+        layer_bytes = K * wb_dtype_size(dtype);
         const uint32_t common = wb_route_common(a, b, dtype, K);
         const bool exact = memcmp(a, b, layer_bytes) == 0;
         add_sums(&d->layers[l], (diff_sums){1, exact, common == K, common});

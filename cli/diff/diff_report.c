@@ -19,7 +19,7 @@ double diff_overlap(const diff_sums *s, uint64_t width) {
 }
 
 uint64_t diff_row_width(const diff *d) {
-    return (uint64_t)d->model->n_moe_layers * d->model->top_k;
+    return wb_route_row_ids(d->model);
 }
 
 uint64_t diff_bucket_from(int b) {
@@ -52,9 +52,9 @@ static void print_first(const diff *d) {
     if (!d->first.rid) return;
     printf("first difference   record %s, position %" PRIu32 ", layer %" PRIu32 ":", d->first.rid,
            d->first.position, d->first.layer);
-    print_ids("A", d->first.a, d->model->top_k);
+    print_ids("A", d->first.a, d->first.n);
     printf(",");
-    print_ids("B", d->first.b, d->model->top_k);
+    print_ids("B", d->first.b, d->first.n);
     printf("\n");
 }
 
@@ -104,7 +104,7 @@ void diff_print_tables(const diff *d) {
     print_head("layer", "rows");
     for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
         printf("%6" PRIu32, d->model->moe_layers[l]);
-        print_sums(&d->layers[l], d->model->top_k);
+        print_sums(&d->layers[l], wb_route_layer_k(d->model, l));
     }
     print_head("positions", "rows");
     for (int b = 0; b < DIFF_N_BUCKETS; b++) {
@@ -160,8 +160,8 @@ static void json_first(const diff *d) {
         printf("{\"rid\":");
         json_text(d->first.rid);
         printf(",\"position\":%" PRIu32 ",\"layer\":%" PRIu32, d->first.position, d->first.layer);
-        json_ids("a", d->first.a, d->model->top_k);
-        json_ids("b", d->first.b, d->model->top_k);
+        json_ids("a", d->first.a, d->first.n);
+        json_ids("b", d->first.b, d->first.n);
     }
     printf(d->first.rid ? "}" : "null");
 }
@@ -178,7 +178,7 @@ static void json_tables(const diff *d) {
     printf(",\"layers\":[");
     for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
         printf("%s{\"layer\":%" PRIu32 ",", l ? "," : "", d->model->moe_layers[l]);
-        json_sums(&d->layers[l], d->model->top_k);
+        json_sums(&d->layers[l], wb_route_layer_k(d->model, l));
         printf("}");
     }
     printf("],\"positions\":[");

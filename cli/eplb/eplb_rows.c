@@ -22,11 +22,11 @@ static wb_status open_from_dump(const char *path, const wb_topology *topology, c
     wb_status status = wb_dump_open(path, &dump);
     if (status != WB_OK) return status;
     const wb_route_model *m = wb_dump_model(dump);
-    if (m->n_moe_layers != info->n_layers || m->num_experts != info->n_experts)
+    if (m->n_moe_layers != info->n_layers || wb_route_weighted(m) != info->n_experts)
         status =
             wb_fail(WB_MISMATCH,
                     "%s: %" PRIu32 " MoE layers of %" PRIu32 " experts, expected %" PRIu32 " of %" PRIu32,
-                    path, m->n_moe_layers, m->num_experts, info->n_layers, info->n_experts);
+                    path, m->n_moe_layers, wb_route_weighted(m), info->n_layers, info->n_experts);
     if (status == WB_OK) status = wb_placement_from_dump(dump, topology, options, first_out);
     cli_close_dump(dump);
     return status;

@@ -169,7 +169,7 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     const wb_route_model *m = wb_dump_model(s->dump);
     s->info = (eplb_source_info){.name = m->name,
                                  .n_layers = m->n_moe_layers,
-                                 .n_experts = m->num_experts,
+                                 .n_experts = wb_route_weighted(m),
                                  .top_k = m->top_k,
                                  .layers = m->moe_layers};
     s->topology = settings->topology;

@@ -18,7 +18,7 @@ _Static_assert(N_SOLVERS + 1 == BALANCE_N_SERIES && (int)BALANCE_N_SERIES <= (in
 
 typedef struct solving {
     const stats *stats;
-    double *loads; /* [L][E] choices */
+    double *loads; /* [L][E] choices of experts that have weights */
     cli_progress progress;
     uint32_t n_ranks, point, n_points;
     const char *solver;
@@ -41,7 +41,7 @@ static wb_status measure(const solving *s, const wb_placement *placement, double
 
 /* Experts in blocks, one a rank, as `waybill stats --ranks` has them. */
 static wb_status without_solver(const solving *s, double *value_out) {
-    const uint32_t E = s->stats->model->num_experts, R = s->n_ranks;
+    const uint32_t E = wb_route_weighted(s->stats->model), R = s->n_ranks;
     uint32_t *slots = NULL;
     wb_placement *placement = NULL;
     WB_TRY(WB_NEW(slots, R, "slots of ranks"));
@@ -63,8 +63,9 @@ static wb_status with_solver(solving *s, wb_eplb_algorithm algorithm, uint32_t n
     options.progress = show;
     options.progress_ctx = s;
     s->solver = wb_eplb_algorithm_name(algorithm);
-    wb_status status = wb_eplb_solve_counts(&topology, s->stats->model->n_moe_layers,
-                                            s->stats->model->num_experts, 1, s->loads, &options, &placement);
+    wb_status status =
+        wb_eplb_solve_counts(&topology, s->stats->model->n_moe_layers, wb_route_weighted(s->stats->model), 1,
+                             s->loads, &options, &placement);
     if (status == WB_INVALID_ARGUMENT || status == WB_UNSUPPORTED) return WB_OK;
     if (status == WB_OK) status = measure(s, placement, value_out);
     wb_placement_close(placement);
@@ -72,10 +73,12 @@ static wb_status with_solver(solving *s, wb_eplb_algorithm algorithm, uint32_t n
 }
 
 static wb_status solve_all(solving *s, balance *b) {
-    const uint32_t E = s->stats->model->num_experts;
-    const size_t cells = (size_t)s->stats->model->n_moe_layers * E;
-    WB_TRY(WB_NEW(s->loads, cells, "loads"));
-    for (size_t i = 0; i < cells; i++) s->loads[i] = (double)s->stats->counts[i];
+    const wb_route_model *m = s->stats->model;
+    const uint32_t E = wb_route_weighted(m);
+    WB_TRY(WB_NEW(s->loads, (size_t)m->n_moe_layers * E, "loads"));
+    for (uint32_t l = 0; l < m->n_moe_layers; l++)
+        for (uint32_t e = 0; e < E; e++)
+            s->loads[(size_t)l * E + e] = (double)s->stats->counts[(size_t)l * m->num_experts + e];
     for (uint32_t i = 0; i < b->n_points; i++) {
         s->point = i;
         s->n_ranks = b->n_ranks[i];
@@ -89,7 +92,7 @@ static wb_status solve_all(solving *s, balance *b) {
 
 /* Each rank has room for its part of the experts and for one replica more. */
 int balance_collect(const stats *collected, uint64_t max_ranks, balance *b) {
-    const uint32_t E = collected->model->num_experts;
+    const uint32_t E = wb_route_weighted(collected->model);
     *b = (balance){0};
     for (uint32_t R = 2; R <= E && R <= max_ranks && b->n_points < BALANCE_MAX_POINTS; R *= 2) {
         b->n_slots[b->n_points] = R * ((E + R - 1) / R + 1);

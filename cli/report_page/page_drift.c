@@ -55,7 +55,8 @@ static double share_of(const double *loads, uint32_t E, const uint32_t *experts,
 
 /* Means over the layers, and the worst layer. A version has rows, so that each layer has a load. */
 static wb_status compare(const reading *r, drift *d, uint32_t v) {
-    const uint32_t L = r->model->n_moe_layers, E = r->model->num_experts, K = r->model->top_k;
+    const uint32_t L = r->model->n_moe_layers, E = wb_route_weighted(r->model);
+    const uint32_t K = r->model->top_k < E ? r->model->top_k : E;
     const double *now = wb_dump_counts_loads(r->present), *first = wb_dump_counts_loads(r->first);
     const double *before = r->previous ? wb_dump_counts_loads(r->previous) : NULL;
     double sums[DRIFT_N_SERIES] = {0}, worst = 1;
@@ -79,7 +80,7 @@ static wb_status compare(const reading *r, drift *d, uint32_t v) {
 }
 
 static wb_status read_version(reading *r, drift *d, uint32_t v) {
-    const wb_topology one_rank = {.n_ranks = 1, .n_nodes = 1, .n_slots = r->model->num_experts};
+    const wb_topology one_rank = {.n_ranks = 1, .n_nodes = 1, .n_slots = wb_route_weighted(r->model)};
     const uint64_t *records = r->steps.records + r->steps.starts[v];
     wb_dump_entry entry;
     d->records[v] = r->steps.starts[v + 1] - r->steps.starts[v];

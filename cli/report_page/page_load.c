@@ -34,11 +34,12 @@ void page_summary(FILE *out, const stats *s) {
     page_text(out, s->model->name);
     fprintf(out,
             "</dd>\n<dt>shape</dt><dd>%" PRIu32 " MoE layers of %" PRIu32 " layers, %" PRIu32
-            " experts, %" PRIu32 " chosen for a token</dd>\n<dt>records</dt><dd>%" PRIu64
+            " experts, %s%" PRIu32 " chosen for a token</dd>\n<dt>records</dt><dd>%" PRIu64
             "</dd>\n<dt>tokens</dt><dd>%" PRIu64 "</dd>\n<dt>valid rows</dt><dd>%" PRIu64
             "</dd>\n<dt>finished by</dt><dd>",
-            s->model->n_moe_layers, s->model->num_hidden_layers, s->model->num_experts, s->model->top_k,
-            s->records, s->prompt_sum + s->sampled_sum, s->rows);
+            s->model->n_moe_layers, s->model->num_hidden_layers, s->model->num_experts,
+            s->model->layer_top_k ? "up to " : "", s->model->top_k, s->records,
+            s->prompt_sum + s->sampled_sum, s->rows);
     for (int f = 0; f < STATS_N_FINISH; f++)
         fprintf(out, "%s%s %" PRIu64, f ? ", " : "", wb_finish_name((wb_finish)f), s->finish[f]);
     fputs("</dd>\n", out);
@@ -62,7 +63,7 @@ static void draw_legend(FILE *out) {
 /* A layer can be gone to with the keyboard, and says the figures of its row of the table. */
 static void draw_layer(FILE *out, const stats *s, uint32_t l, double width) {
     const uint32_t E = s->model->num_experts, step = experts_per_cell(s), number = s->model->moe_layers[l];
-    const uint64_t *counts = s->counts + (size_t)l * E, total = s->rows * s->model->top_k;
+    const uint64_t *counts = s->counts + (size_t)l * E, total = stats_choices(s, l);
     const stats_layer layer = stats_layer_of(s, l);
     const uint32_t y = TOP + l * CELL_HEIGHT;
     fprintf(out,

@@ -45,7 +45,7 @@ static wb_status by_layer(FILE *out, const diff *d) {
     wb_status status = open_points(&p, d->model->n_moe_layers);
     for (uint32_t l = 0; status == WB_OK && l < d->model->n_moe_layers; l++) {
         snprintf(p.labels[l], PLOT_LABEL_BYTES, "%" PRIu32, d->model->moe_layers[l]);
-        add_point(&p, &d->layers[l], d->model->top_k);
+        add_point(&p, &d->layers[l], wb_route_layer_k(d->model, l));
     }
     if (status == WB_OK) draw(out, &p, "mismatch-layer", "Mismatch by layer", "layer");
     wb_owner_close(&p.memory);

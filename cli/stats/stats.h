@@ -31,8 +31,9 @@ typedef struct stats {
 } stats;
 
 typedef struct stats_layer {
-    uint64_t max;    /* times that the most chosen expert was chosen */
-    uint32_t unused; /* experts never chosen */
+    uint64_t max;      /* times that the most chosen expert was chosen */
+    uint32_t unused;   /* experts never chosen */
+    double weightless; /* share of the choices of experts without weights, of which balancedness has none */
     double max_over_mean, top_share, entropy;
     double balancedness;         /* over the ranks, mean / max of their loads; 1 without load */
     double repeats;              /* share of the pairs */
@@ -47,6 +48,9 @@ extern const int stats_quantiles[STATS_N_QUANTILES]; /* percent */
 /* Reads the whole dump. Returns the exit code; a failure has been said. The memory is the caller's to close,
  * after a failure too. */
 int stats_collect(wb_dump *dump, const stats_options *options, stats *stats_out);
+
+/* All choices of MoE layer l. */
+uint64_t stats_choices(const stats *s, uint32_t l);
 
 /* Of MoE layer l; `top` is overwritten by the next call. */
 stats_layer stats_layer_of(const stats *s, uint32_t l);

@@ -13,9 +13,13 @@ const int stats_quantiles[STATS_N_QUANTILES] = {0, 50, 90, 99, 100};
 
 /* ---- a layer ------------------------------------------------------------------------------------ */
 
-/* Experts in blocks, one a rank, as they lie without a placement. */
+uint64_t stats_choices(const stats *s, uint32_t l) {
+    return s->rows * wb_route_layer_k(s->model, l);
+}
+
+/* Experts in blocks, one a rank, as they lie without a placement; those without weights lie nowhere. */
 static double balancedness_of(const stats *s, const uint64_t *counts) {
-    const uint32_t R = (uint32_t)s->options->ranks, E = s->model->num_experts;
+    const uint32_t R = (uint32_t)s->options->ranks, E = wb_route_weighted(s->model);
     uint64_t max = 0, total = 0;
     for (uint32_t r = 0; r < R; r++) {
         uint64_t load = 0;
@@ -37,10 +41,12 @@ uint32_t stats_bin_of(uint64_t count, uint64_t total, uint32_t E) {
 
 stats_layer stats_layer_of(const stats *s, uint32_t l) {
     const uint32_t E = s->model->num_experts;
-    const uint64_t *counts = s->counts + (size_t)l * E, total = s->rows * s->model->top_k;
+    const uint64_t *counts = s->counts + (size_t)l * E, total = stats_choices(s, l);
+    uint64_t weightless = 0;
     stats_layer layer = {.entropy = E > 1 ? 0 : 1, .top = s->top};
     for (uint32_t e = 0; e < E; e++) {
         layer.unused += counts[e] == 0;
+        if (e >= wb_route_weighted(s->model)) weightless += counts[e];
         layer.bins[stats_bin_of(counts[e], total, E)]++;
         s->loads[e] = (double)counts[e];
         if (counts[e] > layer.max) layer.max = counts[e];
@@ -48,6 +54,7 @@ stats_layer stats_layer_of(const stats *s, uint32_t l) {
         if (share > 0 && E > 1) layer.entropy -= share * log(share) / log(E);
     }
     layer.top_share = total ? (double)layer.max / (double)total : 0;
+    layer.weightless = total ? (double)weightless / (double)total : 0;
     layer.max_over_mean = layer.top_share * E;
     layer.repeats = s->pairs ? (double)s->repeats[l] / (double)s->pairs : 0;
     if (s->options->ranks > 0) layer.balancedness = balancedness_of(s, counts);

@@ -26,6 +26,16 @@ static void print_sampling(const stats *s) {
     printf("\n");
 }
 
+/* Over all layers. */
+static void print_weightless(const stats *s) {
+    const wb_route_model *m = s->model;
+    double sum = 0;
+    if (m->n_weightless == 0) return;
+    for (uint32_t l = 0; l < m->n_moe_layers; l++) sum += stats_layer_of(s, l).weightless / m->n_moe_layers;
+    printf("\nexperts without weights: %" PRIu32 "..%" PRIu32 ", %.2f%% of the choices\n",
+           wb_route_weighted(m), m->num_experts - 1, 100 * sum);
+}
+
 /* Bounds of the bins as shares of the mean. */
 static void print_head(const stats *s) {
     static const char *const bounds[STATS_N_BINS] = {"0", "<1/4", "<1/2", "<1", "<2", "<4", "4.."};
@@ -40,7 +50,7 @@ static void print_head(const stats *s) {
 static void print_spread(const stats *s, uint32_t l) {
     const stats_layer layer = stats_layer_of(s, l);
     const uint64_t *counts = s->counts + (size_t)l * s->model->num_experts;
-    const double total = (double)(s->rows * s->model->top_k);
+    const double total = (double)stats_choices(s, l);
     printf("%6" PRIu32 " %7.2f%%", s->model->moe_layers[l], 100 * layer.repeats);
     if (s->options->ranks) printf(" %8.4f", layer.balancedness);
     printf("  ");
@@ -63,13 +73,14 @@ void stats_print_tables(const stats *s) {
     print_lengths(s, "prompt", s->prompt, s->prompt_sum);
     print_lengths(s, "sampled", s->sampled, s->sampled_sum);
     print_sampling(s);
+    print_weightless(s);
     printf("\n%6s %12s %10s %9s %8s %10s %8s\n", "layer", "choices", "max/mean", "entropy", "top",
            "top share", "unused");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) {
         const stats_layer load = stats_layer_of(s, l);
         printf("%6" PRIu32 " %12" PRIu64 " %10.3f %9.4f %8" PRIu32 " %9.2f%% %8" PRIu32 "\n",
-               s->model->moe_layers[l], s->rows * s->model->top_k, load.max_over_mean, load.entropy,
-               load.top[0], 100 * load.top_share, load.unused);
+               s->model->moe_layers[l], stats_choices(s, l), load.max_over_mean, load.entropy, load.top[0],
+               100 * load.top_share, load.unused);
     }
     print_head(s);
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) print_spread(s, l);
@@ -95,13 +106,14 @@ static void json_list(const char *key, const uint32_t *numbers, uint64_t n) {
 static void json_layer(const stats *s, uint32_t l) {
     const stats_layer load = stats_layer_of(s, l);
     printf("%s{\"layer\":%" PRIu32 ",\"choices\":%" PRIu64, l ? "," : "", s->model->moe_layers[l],
-           s->rows * s->model->top_k);
+           stats_choices(s, l));
     json_pair("max_over_mean", load.max_over_mean);
     json_pair("entropy", load.entropy);
     printf(",\"top_expert\":%" PRIu32, load.top[0]);
     json_pair("top_share", load.top_share);
     json_pair("repeats", load.repeats);
     if (s->options->ranks) json_pair("balancedness", load.balancedness);
+    if (s->model->n_weightless > 0) json_pair("weightless", load.weightless);
     printf(",\"unused\":%" PRIu32, load.unused);
     json_list("histogram", load.bins, STATS_N_BINS);
     json_list("top", load.top, s->options->top);

@@ -44,6 +44,11 @@ struct wb_dispatch {
     wb_dispatch_frame frame;     /* static, quota: scratch */
 };
 
+/* wb_dispatch_rows under static and dynamic, where ids E .. E + n_weightless - 1 are of experts that lie
+ * nowhere: they get WB_NO_SLOT. */
+wb_status wb_dispatch_weighted_rows(wb_dispatch *dispatch, uint32_t layer, const wb_routed_rows *rows,
+                                    const uint64_t *keys, uint32_t n_weightless, wb_physical_id *out);
+
 /* static, dynamic, fake: the layer's table, by the map as it is now. */
 const wb_dispatch_layer *wb_dispatch_layer_table(wb_dispatch *dispatch, uint32_t layer);
 

@@ -175,3 +175,24 @@ wb_status wb_dispatch_rows(wb_dispatch *dispatch, uint32_t layer, const wb_route
     }
     return WB_OK;
 }
+
+wb_status wb_dispatch_weighted_rows(wb_dispatch *dispatch, uint32_t layer, const wb_routed_rows *rows,
+                                    const uint64_t *keys, uint32_t n_weightless, wb_physical_id *out) {
+    reader in = {0};
+    const uint32_t E = dispatch->placement->n_experts;
+    if (n_weightless == 0) return wb_dispatch_rows(dispatch, layer, rows, keys, out);
+    WB_TRY(wb_dispatch_check_layer(dispatch->placement, layer));
+    WB_TRY(open_rows(rows, &in));
+    WB_TRY(check_ids(&in, layer, E + n_weightless));
+    const wb_dispatch_layer *state = wb_dispatch_layer_table(dispatch, layer);
+    const bool dynamic = dispatch->policy == WB_DISPATCH_DYNAMIC;
+    const wb_dispatch_rule rule = wb_dispatch_table_rule(dynamic, state->table, E, layer);
+    for (uint32_t t = 0; t < in.T; t++, out += in.K) {
+        pad_row(out, in.K);
+        for (uint32_t k = 0; wb_row_valid(in.valid, t) && k < in.K; k++) {
+            const uint32_t id = wb_route_id(in.bytes + t * in.stride, in.dtype, k);
+            if (id < E) out[k].slot = (uint32_t)wb_dispatch_slot(&rule, id, keys ? keys[t] : 0);
+        }
+    }
+    return WB_OK;
+}

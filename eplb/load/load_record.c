@@ -109,12 +109,12 @@ wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, int32_t
 
 static wb_status check_model(const wb_load_region *shape, const wb_route_model *model) {
     WB_TRY(wb_route_model_check(model));
-    if (model->n_moe_layers != shape->n_layers || model->num_experts != shape->n_experts)
+    if (model->n_moe_layers != shape->n_layers || wb_route_weighted(model) != shape->n_experts)
         return wb_fail(WB_MISMATCH,
                        "load of region \"%s\": expected L %" PRIu32 " and E %" PRIu32
                        ", found a record of model %s with L %" PRIu32 " and E %" PRIu32,
                        shape->name, shape->n_layers, shape->n_experts, model->name, model->n_moe_layers,
-                       model->num_experts);
+                       wb_route_weighted(model));
     return WB_OK;
 }
 
@@ -122,10 +122,10 @@ static wb_status check_model(const wb_load_region *shape, const wb_route_model *
 static wb_status tally_row(const wb_load_region *shape, const wb_route_model *model, const wb_record *record,
                            uint32_t position, const uint8_t *row, uint64_t *tally) {
     wb_dtype dtype = wb_route_dtype(model->num_experts);
-    uint32_t limit = shape->n_experts + shape->n_shared, K = model->top_k;
-    size_t layer_bytes = K * wb_dtype_size(dtype);
-    for (uint32_t l = 0; l < shape->n_layers; l++) {
-        const uint8_t *ids = row + l * layer_bytes;
+    uint32_t limit = shape->n_experts + shape->n_shared;
+    const uint8_t *ids = row;
+    for (uint32_t l = 0; l < shape->n_layers; ids += wb_route_layer_k(model, l++) * wb_dtype_size(dtype)) {
+        const uint32_t K = wb_route_layer_k(model, l);
         uint32_t k = tally_ids(ids, dtype, K, limit, tally + (size_t)l * limit);
         if (k < K) {
             char where[96];

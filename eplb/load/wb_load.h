@@ -26,8 +26,9 @@ enum { WB_N_PHASES = 3 };
 typedef struct wb_load_region {
     const char *name;   /* "target", "draft" */
     uint32_t n_layers;  /* L of this model's routers */
-    uint32_t n_experts; /* E routed experts */
-    uint32_t n_shared;  /* shared experts fused into the ids as E..E+n_shared-1: not counted */
+    uint32_t n_experts; /* E routed experts that have weights */
+    /* Ids E..E+n_shared-1 that are not counted: shared experts fused into the ids, experts without weights */
+    uint32_t n_shared;
 } wb_load_region;
 
 typedef struct wb_load_options {
@@ -68,9 +69,9 @@ WB_API wb_status wb_load_enable(wb_load *load, uint32_t region, bool on);
 WB_API wb_status wb_load_record(wb_load *load, uint32_t region, wb_phase phase, int32_t layer,
                                 const wb_routed_rows *rows);
 
-/* Counts every valid row of a captured record: rows of the prompt as prefill and the others as decode, or
- * all as replay. MISMATCH unless L and E are the region's; ids as in wb_load_record. Counting into the
- * open pass; the record itself stays the per-token detail. */
+/* Counts every valid row of a captured record: rows of the prompt as prefill and the others as decode, or all
+ * as replay. MISMATCH unless L and E, of experts that have weights, are the region's; ids as in
+ * wb_load_record. Counting into the open pass; the record itself stays the per-token detail. */
 WB_API wb_status wb_load_add_record(wb_load *load, uint32_t region, const wb_route_model *model,
                                     const wb_record *record, bool replay);
 

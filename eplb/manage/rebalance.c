@@ -18,13 +18,13 @@
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
-static wb_load_region region_of(uint32_t n_layers, uint32_t n_experts) {
-    return (wb_load_region){"target", n_layers, n_experts, 0};
+static wb_load_region region_of(uint32_t n_layers, uint32_t n_experts, uint32_t n_weightless) {
+    return (wb_load_region){"target", n_layers, n_experts, n_weightless};
 }
 
 static wb_status open_arrays(wb_rebalance *m) {
     const size_t n = (size_t)m->n_layers * m->n_experts;
-    const wb_load_region region = region_of(m->n_layers, m->n_experts);
+    const wb_load_region region = region_of(m->n_layers, m->n_experts, m->options.n_weightless);
     WB_TRY(WB_OWN(&m->memory, m->counts, n, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->usable, m->n_layers, "rebalance"));
     WB_TRY(WB_OWN(&m->memory, m->rank_loads, m->n_ranks, "rebalance"));
@@ -124,11 +124,11 @@ wb_status wb_rebalance_open(const wb_expert_store *store, const wb_rebalance_opt
 
 wb_status wb_rebalance_measure(const wb_rebalance_options *options, uint32_t n_layers, uint32_t n_experts,
                                size_t slot_bytes, size_t *device_bytes_out, size_t *host_bytes_out) {
-    const wb_load_region region = region_of(n_layers, n_experts);
     wb_rebalance_options o = wb_rebalance_options_default();
     size_t counts;
     WB_TRY(wb_options_read(&o, sizeof o, options, "rebalance options"));
     WB_TRY(wb_rebalance_check_options(&o));
+    const wb_load_region region = region_of(n_layers, n_experts, o.n_weightless);
     WB_TRY(wb_load_measure(1, &region, &o.load, &counts));
     *device_bytes_out = o.move.n_shadow * slot_bytes;
     *host_bytes_out = counts + (size_t)n_layers * n_experts * sizeof(double);

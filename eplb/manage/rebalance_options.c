@@ -8,7 +8,7 @@
 
 #include <inttypes.h>
 
-WB_OPTIONS_END(wb_rebalance_options, check_every);
+WB_OPTIONS_END(wb_rebalance_options, reserved);
 void wb_rebalance_options_init(wb_rebalance_options *options_out, size_t size) {
     wb_rebalance_options defaults = {.every = 1000,
                                      .enough = 1,
@@ -33,6 +33,7 @@ static wb_status check_range(const char *name, double low, double high, double f
 }
 
 wb_status wb_rebalance_check_options(const wb_rebalance_options *o) {
+    WB_TRY(wb_options_check_reserved(o->reserved, sizeof o->reserved, "rebalance options"));
     if (o->layers_per_chunk < 1)
         return wb_fail(
             WB_INVALID_ARGUMENT,

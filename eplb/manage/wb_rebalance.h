@@ -105,6 +105,10 @@ typedef struct wb_rebalance_options {
     /* Every `check_every`-th move carries a checksum of the expert, which is compared on arrival: 1, every
      * one, the default; 0: none. */
     uint32_t check_every;
+    /* Ids E .. E + n_weightless - 1 of rows that are recorded are of experts without weights, which have no
+     * slots: they are not counted. Default 0. */
+    uint32_t n_weightless;
+    uint8_t reserved[4]; /* zero */
 } wb_rebalance_options;
 #define WB_ALL_MOE_LAYERS INT64_MAX
 WB_API void wb_rebalance_options_init(wb_rebalance_options *options_out, size_t size);

@@ -1,5 +1,6 @@
 /* token_spread.c - over how many ranks and nodes the experts of each token of a record are spread. Refuses:
  * choosing replicas (dispatch/). */
+#include "dispatch/dispatch_handle.h"
 #include "placement/placement_internal.h"
 #include "wb_check.h"
 #include "wb_memory.h"
@@ -48,10 +49,12 @@ static void count_once(uint64_t *seen, uint64_t stamp, uint8_t *count) {
     if (*count < UINT8_MAX) (*count)++;
 }
 
-/* Distinct ranks and nodes of a token's K slots; a row that is not valid has none. */
-static void count_token(spread *s, const wb_physical_id *slots, uint8_t *ranks, uint8_t *nodes) {
+/* Distinct ranks and nodes of a token's K slots; a row that is not valid has none, and so has an expert
+ * without weights. */
+static void count_token(spread *s, uint32_t K, const wb_physical_id *slots, uint8_t *ranks, uint8_t *nodes) {
     s->stamp++;
-    for (uint32_t k = 0; k < s->model->top_k && slots[k].slot != WB_NO_SLOT; k++) {
+    for (uint32_t k = 0; k < K; k++) {
+        if (slots[k].slot == WB_NO_SLOT) continue;
         uint32_t rank = wb_placement_rank_of(s->placement, slots[k]);
         uint32_t node = s->topology->node_of_rank[rank];
         count_once(&s->seen[rank], s->stamp, ranks);
@@ -61,7 +64,7 @@ static void count_token(spread *s, const wb_physical_id *slots, uint8_t *ranks, 
 
 /* Rows [first, first + T) of a run, which are row `base` and on of the output. */
 static wb_status spread_rows(spread *s, const wb_route_rows *run, uint32_t first, uint32_t T, size_t base) {
-    uint32_t L = s->model->n_moe_layers, K = s->model->top_k;
+    const uint32_t L = s->model->n_moe_layers;
     wb_dtype dtype = wb_route_dtype(s->model->num_experts);
     size_t row_bytes = wb_route_row_bytes(s->model);
     const uint8_t *ids = (const uint8_t *)run->ids + first * row_bytes;
@@ -70,16 +73,17 @@ static wb_status spread_rows(spread *s, const wb_route_rows *run, uint32_t first
         s->keys[t] = wb_dispatch_token_key((int32_t)s->record->tokens[position], (int32_t)position);
     }
     for (uint32_t l = 0; l < L; l++) {
-        const wb_routed_rows rows = {.ids = ids + (size_t)l * K * wb_dtype_size(dtype),
+        const uint32_t K = wb_route_layer_k(s->model, l);
+        const wb_routed_rows rows = {.ids = ids + wb_route_layer_first(s->model, l) * wb_dtype_size(dtype),
                                      .dtype = dtype,
                                      .row_stride = row_bytes,
                                      .T = T,
                                      .K = K,
                                      .valid = run->valid ? run->valid + first / 8 : NULL};
-        WB_TRY(wb_dispatch_rows(s->dispatch, l, &rows, s->keys, s->slots));
+        WB_TRY(wb_dispatch_weighted_rows(s->dispatch, l, &rows, s->keys, s->model->n_weightless, s->slots));
         for (uint32_t t = 0; t < T; t++) {
             size_t out = (base + t) * L + l;
-            count_token(s, s->slots + (size_t)t * K, &s->ranks[out], &s->nodes[out]);
+            count_token(s, K, s->slots + (size_t)t * K, &s->ranks[out], &s->nodes[out]);
         }
     }
     return WB_OK;
@@ -106,7 +110,8 @@ wb_status wb_token_spread(const wb_placement *placement, wb_dispatch_policy poli
         return wb_fail(WB_INVALID_ARGUMENT, "token spread: policy: expected static or dynamic, found %s",
                        wb_dispatch_policy_name(policy));
     WB_TRY(wb_route_model_check(model));
-    WB_TRY(wb_placement_check_size(placement, model->n_moe_layers, model->num_experts, "the record's model"));
+    WB_TRY(wb_placement_check_size(placement, model->n_moe_layers, wb_route_weighted(model),
+                                   "the record's model"));
     WB_TRY(wb_record_check(model, record, true));
     spread s = {.placement = placement,
                 .topology = wb_placement_topology(placement),

@@ -4,8 +4,10 @@
 
 static wb_status open_load(const wb_model *model, uint32_t passes, wb_load **load_out) {
     const wb_route_model *routes = wb_model_routes(model);
-    const wb_load_region region = {
-        .name = "policy", .n_layers = routes->n_moe_layers, .n_experts = routes->num_experts};
+    const wb_load_region region = {.name = "policy",
+                                   .n_layers = routes->n_moe_layers,
+                                   .n_experts = wb_route_weighted(routes),
+                                   .n_shared = routes->n_weightless};
     wb_load_options window = wb_load_options_default();
     window.window = passes;
     return wb_load_open(1, &region, &window, load_out);

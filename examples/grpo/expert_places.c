@@ -42,7 +42,7 @@ static wb_status count_redundant(const options *o, const slot_plan *plan, bool l
  * experts and its block of the others. */
 static wb_status plan_slots(const options *o, const wb_config *config, int n_ranks, bool loud,
                             slot_plan *plan_out) {
-    slot_plan plan = {.n_ranks = (uint32_t)n_ranks, .n_experts = (uint32_t)config->router.n_experts};
+    slot_plan plan = {.n_ranks = (uint32_t)n_ranks, .n_experts = (uint32_t)wb_config_weighted(config)};
     uint32_t redundant = 0;
     WB_TRY(count_redundant(o, &plan, loud, &redundant));
     plan.n_slots = plan.n_experts + redundant;

@@ -21,6 +21,7 @@ static wb_rebalance_options manager_options(const options *o, const wb_config *c
     if (o->layers_per_chunk > 0) manager.layers_per_chunk = o->layers_per_chunk;
     manager.move.cost = cpu ? cpu_cost(config)
                             : wb_cost_model_of((uint32_t)config->hidden_size, (uint32_t)config->expert_width);
+    manager.n_weightless = (uint32_t)config->n_weightless;
     return manager;
 }
 
@@ -38,7 +39,7 @@ wb_status live_experts_measure(const options *o, const wb_config *config, const 
     size_t slot_bytes;
     for (int32_t l = 0; l < config->n_layers; l++) layers += wb_config_is_moe(config, l);
     WB_TRY(wb_model_measure_slot(config, rollout, &slot_bytes));
-    return wb_rebalance_measure(&manager, layers, (uint32_t)config->router.n_experts, slot_bytes,
+    return wb_rebalance_measure(&manager, layers, (uint32_t)wb_config_weighted(config), slot_bytes,
                                 device_bytes_out, host_bytes_out);
 }
 

@@ -206,7 +206,7 @@ static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {
 
 /* What tells ranks apart. */
 static rank_kind kind_of(const plan_model *m, int32_t rank) {
-    const uint32_t E = (uint32_t)m->config.router.n_experts, R = (uint32_t)m->n_ranks, r = (uint32_t)rank;
+    const uint32_t E = (uint32_t)wb_config_weighted(&m->config), R = (uint32_t)m->n_ranks, r = (uint32_t)rank;
     const int64_t homes = (int64_t)wb_block_begin(E, R, r + 1) - wb_block_begin(E, R, r);
     const int64_t slots = m->placement ? wb_placement_topology(m->placement)->slots_of_rank[rank] : homes;
     return (rank_kind){slots, homes, rank == 0};

@@ -21,7 +21,7 @@ static int64_t part_begin(int64_t n, int r, int n_ranks) {
 
 optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks) {
     if (tensor->expert >= 0) {
-        const bool home = wb_home_rank(config->router.n_experts, n_ranks, tensor->expert) == of_rank;
+        const bool home = wb_home_rank(wb_config_weighted(config), n_ranks, tensor->expert) == of_rank;
         return (optimizer_part){0, home ? tensor->n : 0};
     }
     const int64_t first = part_begin(tensor->n, of_rank, n_ranks);
@@ -89,7 +89,7 @@ wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_r
     WB_TRY(weight_bytes(config, WB_F32, n_ranks, of_rank, &all));
     WB_TRY(weight_bytes(config, dtype, n_ranks, of_rank, &rounded));
     for (int32_t l = 0; l < config->n_layers; l++) n_moe += wb_config_is_moe(config, l);
-    const int64_t E = config->router.n_experts;
+    const int64_t E = wb_config_weighted(config);
     const int64_t n_local = part_begin(E, of_rank + 1, n_ranks) - part_begin(E, of_rank, n_ranks);
     const size_t F = (size_t)config->expert_width, H = (size_t)config->hidden_size;
     const size_t biases = config->family == WB_FAMILY_GPT_OSS ? 2 * F + H : 0;
@@ -218,7 +218,7 @@ static wb_status sum_squares(optimizer *opt, double *replicated_out) {
 /* Norm over the whole model, replicated tensors counted once. The experts of a home rank are added up, then
  * ranks, so that no bit depends on where experts are. */
 static wb_status gradient_norm(optimizer *opt, double *norm_out) {
-    const int R = wb_comm_size(opt->comm), E = wb_model_config(opt->model)->router.n_experts;
+    const int R = wb_comm_size(opt->comm), E = wb_config_weighted(wb_model_config(opt->model));
     double experts = 0, replicated;
     WB_TRY(sum_squares(opt, &replicated));
     for (int r = 0; r < R; r++) {

@@ -119,7 +119,7 @@ wb_status packed_open(trainer *t, const batch *b, packed_batch *p, step_metrics 
     const wb_route_model *model = wb_model_routes(t->model);
     p->workspace.device = t->device;
     p->row_bytes = wb_route_row_bytes(model);
-    p->stride = (int64_t)model->n_moe_layers * model->top_k;
+    p->stride = (int64_t)wb_route_row_ids(model);
     if (t->o->eplb == EPLB_PLANNED) WB_TRY(planned_open(t, b, p, m));
     WB_TRY(wb_comm_agree(t->comm, prepare(t, b, p)));
     WB_TRY(number_micro_batches(t, b, p));

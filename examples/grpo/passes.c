@@ -84,10 +84,12 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
 
 static bool same_routes(const wb_route_model *model, const char *used, const char *rolled) {
     wb_dtype dtype = wb_route_dtype(model->num_experts);
-    size_t layer_bytes = model->top_k * wb_dtype_size(dtype);
-    for (uint32_t l = 0; l < model->n_moe_layers; l++)
-        if (!wb_route_same_experts(used + l * layer_bytes, rolled + l * layer_bytes, dtype, model->top_k))
-            return false;
+    size_t at = 0;
+    for (uint32_t l = 0; l < model->n_moe_layers; l++) {
+        const uint32_t K = wb_route_layer_k(model, l);
+        if (!wb_route_same_experts(used + at, rolled + at, dtype, K)) return false;
+        at += K * wb_dtype_size(dtype);
+    }
     return true;
 }
 

@@ -44,6 +44,9 @@ wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write
                          void *callback_ctx) {
     export_out *out = NULL;
     if ((size_t)layout >= N_LAYOUTS) return wb_fail(WB_INVALID_ARGUMENT, "layout %d is none", (int)layout);
+    if (wb_dump_model(dump)->layer_top_k)
+        return wb_fail(WB_UNSUPPORTED,
+                       "the MoE layers have different numbers of choices, which no layout can say");
     WB_TRY(WB_NEW(out, 1, "export"));
     out->write = write;
     out->ctx = ctx;

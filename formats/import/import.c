@@ -7,6 +7,7 @@
 #include "import/wb_import.h"
 #include "wb_check.h"
 #include "wb_hash.h"
+#include "wb_route_model.h"
 #include "wb_string_table.h"
 
 #include <inttypes.h>
@@ -33,16 +34,15 @@ struct wb_import {
 
 static wb_status copy_arguments(wb_import *import, const char *name, const wb_route_model *model) {
     char *text = NULL;
-    uint32_t *layers = NULL;
     WB_TRY(wb_route_model_check(model));
+    if (model->layer_top_k)
+        return wb_fail(
+            WB_UNSUPPORTED,
+            "%s: the model's MoE layers have different numbers of choices, which no layout can say", name);
     WB_TRY(WB_OWN(&import->memory, text, strlen(name) + 1, name));
-    WB_TRY(WB_OWN(&import->memory, layers, model->n_moe_layers, name));
     memcpy(text, name, strlen(name));
-    memcpy(layers, model->moe_layers, model->n_moe_layers * sizeof *layers);
     import->name = text;
-    import->model = *model;
-    import->model.moe_layers = layers;
-    return WB_OK;
+    return wb_route_model_copy(&import->memory, model, name, &import->model);
 }
 
 wb_status wb_import_open(const char *name, const void *bytes, size_t size, wb_import_layout layout,

@@ -1,5 +1,5 @@
 /* cpu_moe.c - moving token rows to their experts and back: where each pair's row lies, the weighted combine
- * and its backward.
+ * and its backward; what experts without weights add.
  *
  * A token's choices are summed in their order, whatever the placement of the rows. Refuses: choosing experts,
  * what experts compute (cpu_grouped.c). */
@@ -101,6 +101,51 @@ wb_status WB_CPU(moe_combine_backward)(wb_device *dev, int64_t T, int32_t K, int
     for (int64_t t = 0; t < T; t++)
         combine_row_backward(K, H, from, pair_row + t * K, weights ? weights + t * K : NULL, d + t * H, to,
                              dweights ? dweights + t * K : NULL);
+    WB_CPU(operands_close)(dev, list, 3);
+    return WB_OK;
+}
+
+/* ---- experts without weights --------------------------------------------------------------------- */
+
+static bool is_own(const wb_own_choices *own, int64_t t, int32_t k) {
+    return own->weights[t * own->K + k] != 0 && id_get(own->ids, t, k) >= own->first;
+}
+
+/* to[H] (+=) the row of token t, weighted, once for each such choice. */
+static void add_own(const wb_own_choices *own, int64_t t, const float *restrict row, float *restrict to) {
+    for (int32_t k = 0; k < own->K; k++) {
+        const float w = own->weights[t * own->K + k];
+        if (!is_own(own, t, k)) continue;
+        for (int64_t i = 0; i < own->H; i++) to[i] = fmaf(w, row[i], to[i]);
+    }
+}
+
+wb_status WB_CPU(moe_own_forward)(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows y) {
+    const int64_t T = own->T, H = own->H;
+    operand list[] = {{"x", x, T * H, READ, NULL}, {"y", y, T * H, UPDATE, NULL}};
+    WB_TRY(WB_CPU(operands_open)(dev, "moe_own_forward", list, 2));
+    const float *from = list[0].f32;
+    float *to = list[1].f32;
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *H))
+    for (int64_t t = 0; t < T; t++) add_own(own, t, from + t * H, to + t * H);
+    WB_CPU(operands_close)(dev, list, 2);
+    return WB_OK;
+}
+
+wb_status WB_CPU(moe_own_backward)(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows dy,
+                                   wb_rows dx, float *dweights) {
+    const int64_t T = own->T, H = own->H;
+    operand list[] = {
+        {"x", x, T * H, READ, NULL}, {"dy", dy, T * H, READ, NULL}, {"dx", dx, T * H, UPDATE, NULL}};
+    WB_TRY(WB_CPU(operands_open)(dev, "moe_own_backward", list, 3));
+    const float *from = list[0].f32, *d = list[1].f32;
+    float *to = list[2].f32;
+#pragma omp parallel for schedule(static) num_threads(wb_cpu_threads(dev, T *H))
+    for (int64_t t = 0; t < T; t++) {
+        add_own(own, t, d + t * H, to + t * H);
+        for (int32_t k = 0; k < own->K; k++)
+            if (is_own(own, t, k)) dweights[t * own->K + k] = row_dot(d + t * H, from + t * H, H);
+    }
     WB_CPU(operands_close)(dev, list, 3);
     return WB_OK;
 }

@@ -1,9 +1,10 @@
 /* cuda_combine.cu - the rows of a token's experts weighted and summed, a shared expert's through its gate,
- * and their backward.
+ * the token itself of experts without weights, and their backward.
  *
  * A token's choices are summed in their order, whatever the placement of the rows. The experts' kernels
  * exist twice: for rows of bf16 that can be read 16 bytes at a time, and for all others; the bits are the
  * same. Refuses: where rows lie (cuda_moe.cu). */
+#include "cuda/cuda_ids.h"
 #include "cuda/cuda_operands.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_vector.h"
@@ -65,6 +66,43 @@ __global__ void __launch_bounds__(BLOCK)
     if (lane == 0) dgate[row] = wb_mul(wb_mul(s, wb_sub(1.0f, s)), dot);
     for (int64_t i = lane; i < width; i += WB_LANES)
         store_element(dx, first + i, wb_mul(s, load_element(dy, first + i)));
+}
+
+/* ---- experts without weights ------------------------------------------------------------------ */
+
+__device__ __forceinline__ bool is_own(const wb_own_choices &own, int64_t t, int32_t k) {
+    return own.weights[t * own.K + k] != 0.0f && load_id(own.ids, t, k) >= own.first;
+}
+
+/* Element i of token t of `rows`, weighted, added to `sum` once for each such choice. */
+__device__ __forceinline__ float add_own(const wb_own_choices &own, int64_t t, int64_t i, const wb_rows &rows,
+                                         float sum) {
+    const float element = load_element(rows, t * own.H + i);
+    for (int32_t k = 0; k < own.K; k++)
+        if (is_own(own, t, k)) sum = wb_fma(own.weights[t * own.K + k], element, sum);
+    return sum;
+}
+
+__global__ void __launch_bounds__(BLOCK) own_elements(wb_own_choices own, wb_rows x, wb_rows y) {
+    const int64_t at = thread_number(), t = at / own.H, i = at % own.H;
+    if (t >= own.T) return;
+    store_element(y, at, add_own(own, t, i, x, load_element(y, at)));
+}
+
+/* A half warp a token. All such choices of a token have one dweight, <dy, x>. */
+__global__ void __launch_bounds__(BLOCK)
+    own_gradients(wb_own_choices own, wb_rows x, wb_rows dy, wb_rows dx, float *dweights) {
+    const int64_t number = thread_number() / WB_LANES, t = min(number, own.T - 1), first = t * own.H;
+    const int lane = threadIdx.x % WB_LANES;
+    float dot = 0.0f;
+    for (int64_t i = lane; i < own.H; i += WB_LANES)
+        dot = wb_fma(load_element(dy, first + i), load_element(x, first + i), dot);
+    dot = fold_lanes(dot);
+    if (number >= own.T) return;
+    for (int32_t k = lane; k < own.K; k += WB_LANES)
+        if (is_own(own, t, k)) dweights[t * own.K + k] = dot;
+    for (int64_t i = lane; i < own.H; i += WB_LANES)
+        store_element(dx, first + i, add_own(own, t, i, dy, load_element(dx, first + i)));
 }
 
 /* ---- rows of bf16, eight elements a thread --------------------------------------------------- */
@@ -170,6 +208,20 @@ wb_status wb_cuda_moe_combine_backward(wb_device *dev, int64_t T, int32_t K, int
                bf16_of(rows), pair_row, weights, bf16_of(dy), bf16_of(drows), dweights);
     LAUNCH(dev, "moe_combine_backward", T * K, WB_LANES, combine_gradients, T * K, K, H, rows, pair_row,
            weights, dy, drows, dweights);
+}
+
+wb_status wb_cuda_moe_own_forward(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows y) {
+    WB_TRY(operand_check("moe_own_forward", "x", x.dtype));
+    WB_TRY(operand_check_like("moe_own_forward", "y", y.dtype, "x", x.dtype));
+    LAUNCH(dev, "moe_own_forward", own->T * own->H, 1, own_elements, *own, x, y);
+}
+
+wb_status wb_cuda_moe_own_backward(wb_device *dev, const wb_own_choices *own, wb_rows x, wb_rows dy,
+                                   wb_rows dx, float *dweights) {
+    WB_TRY(operand_check("moe_own_backward", "x", x.dtype));
+    WB_TRY(operand_check_like("moe_own_backward", "dy", dy.dtype, "x", x.dtype));
+    WB_TRY(operand_check_like("moe_own_backward", "dx", dx.dtype, "x", x.dtype));
+    LAUNCH(dev, "moe_own_backward", own->T, WB_LANES, own_gradients, *own, x, dy, dx, dweights);
 }
 
 wb_status wb_cuda_add_gated_forward(wb_device *dev, int64_t n, int64_t width, const float *gate, wb_rows x,

@@ -31,7 +31,7 @@ struct plan_parts {
     int32_t *next;          /* [n_parts][2 S] where there are more slots than shared memory holds */
 };
 
-/* The slot of pair i, -1 for padding and for an id that is none. */
+/* The slot of pair i, -1 for padding, for an expert without weights and for an id that is none. */
 __device__ __forceinline__ int32_t choose_slot(const wb_moe_plan &plan, uint32_t i, wb_fault *fault) {
     const uint32_t t = i / static_cast<uint32_t>(plan.top_k);
     const int32_t k = static_cast<int32_t>(i - t * static_cast<uint32_t>(plan.top_k));
@@ -41,6 +41,7 @@ __device__ __forceinline__ int32_t choose_slot(const wb_moe_plan &plan, uint32_t
         return -1;
     }
     if (plan.direction && plan.direction[t] == WB_ROW_PADDING) return -1;
+    if (id >= static_cast<uint32_t>(plan.n_experts - plan.n_weightless)) return -1;
     return wb_dispatch_slot(&plan.rule, id, plan.tokens ? wb_dispatch_key(plan.tokens[t], plan.pos[t]) : 0);
 }
 

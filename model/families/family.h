@@ -52,6 +52,7 @@ struct wb_family_rules {
 
     /* ---- keys that families spell differently, and what is meant where a key is absent ---- */
     const char *expert_width_key; /* of F */
+    bool layer_choices;           /* `read` and `write` know wb_config.n_weightless and layer_top_k */
     const char *experts_key;      /* of E, where a new file is written; NULL: num_experts */
     wb_qk_norm qk_norm;
     bool latent_attention; /* wb_config.mla is read, and head_dim and n_kv_heads follow from it */

@@ -31,7 +31,8 @@ static inline uint32_t fixture_below(fixture_rng *rng, uint32_t n) {
 /* A model of L MoE layers after one dense layer. */
 typedef struct fixture_model {
     wb_route_model model;
-    uint32_t layers[64];
+    uint32_t layers[64], layer_top_k[64];
+    uint32_t indexer_layers[3], indexer_source[3];
 } fixture_model;
 
 static inline void fixture_model_init(fixture_model *f, uint32_t L, uint32_t E, uint32_t K) {
@@ -47,6 +48,25 @@ static inline void fixture_model_init(fixture_model *f, uint32_t L, uint32_t E, 
                                 .top_k = K};
 }
 
+/* Layer l chooses 1 + (l + 1) % K of the model's K; the last `weightless` experts have no weights. */
+static inline void fixture_model_vary(fixture_model *f, uint32_t weightless) {
+    for (uint32_t l = 0; l < f->model.n_moe_layers; l++) f->layer_top_k[l] = 1 + (l + 1) % f->model.top_k;
+    f->layer_top_k[0] = f->model.top_k;
+    f->model.layer_top_k = f->layer_top_k;
+    f->model.n_weightless = weightless;
+}
+
+/* Gives the model of two MoE layers or more indexers of up to k positions: layers 0 and 2 have their own, and
+ * layer 1 uses that of layer 0. */
+static inline void fixture_model_index(fixture_model *f, uint32_t k) {
+    for (uint32_t i = 0; i < 3; i++) f->indexer_layers[i] = i;
+    memcpy(f->indexer_source, (const uint32_t[3]){0, 0, 2}, sizeof f->indexer_source);
+    f->model.n_indexer_layers = 3;
+    f->model.indexer_k = k;
+    f->model.indexer_layers = f->indexer_layers;
+    f->model.indexer_source = f->indexer_source;
+}
+
 /* A record that owns what it points to. */
 typedef struct fixture_record {
     wb_record record;
@@ -60,17 +80,21 @@ typedef struct fixture_record {
     wb_sampling sampling;
     float *sampling_logprobs;
     uint32_t *mask_ids, *mask_ends;
+    wb_indexer_rows indexer;
+    uint32_t *counts, *positions;
+    uint64_t *ends;
 } fixture_record;
 
 /* `rows` rows of K distinct ids a layer, from a random first one on. An odd step meets every expert once when
  * E is a power of two; for any other E the step is one. */
 static inline void fixture_fill_ids(const wb_route_model *m, uint8_t *ids, size_t rows, fixture_rng *rng) {
-    uint32_t E = m->num_experts, K = m->top_k;
+    uint32_t E = m->num_experts;
     wb_dtype dtype = wb_route_dtype(E);
+    size_t at = 0;
     for (size_t i = 0; i < rows * m->n_moe_layers; i++) {
-        uint32_t first = fixture_below(rng, E);
+        uint32_t first = fixture_below(rng, E), K = wb_route_layer_k(m, (uint32_t)(i % m->n_moe_layers));
         uint32_t step = (E & (E - 1)) == 0 ? 2 * fixture_below(rng, E) + 1 : 1;
-        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, dtype, i * K + k, (first + k * step) % E);
+        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, dtype, at++, (first + k * step) % E);
     }
 }
 
@@ -144,7 +168,40 @@ static inline void fixture_record_sample(fixture_record *f, fixture_rng *rng, bo
     r->mask_ends = with_mask ? f->mask_ends : NULL;
 }
 
+/* Indexer rows of the record from `start` on: cells of nothing, of all of the first positions, stored
+ * or not, and of some. */
+static inline void fixture_record_index(fixture_record *f, const wb_route_model *m, fixture_rng *rng,
+                                        uint32_t start) {
+    const uint32_t limit = f->record.n_tokens > 0 ? f->record.n_tokens - 1 : 0, S = wb_indexer_columns(m);
+    const uint32_t first = start < limit ? start : limit;
+    const size_t cells = (size_t)(limit - first) * S;
+    uint64_t at = 0;
+    f->counts = calloc(cells + 1, sizeof *f->counts);
+    f->ends = calloc(cells + 1, sizeof *f->ends);
+    f->positions = calloc(cells * m->indexer_k + 1, sizeof *f->positions);
+    if (!f->counts || !f->ends || !f->positions) abort();
+    for (size_t cell = 0; cell < cells; cell++) {
+        const uint32_t seen = first + (uint32_t)(cell / S) + 1, kind = fixture_below(rng, 4);
+        const uint32_t most = m->indexer_k < seen ? m->indexer_k : seen;
+        const uint32_t count = kind == 0 ? fixture_below(rng, 2) : fixture_below(rng, most + 1);
+        uint32_t spare = kind == 1 ? 0 : seen - count, next = 0;
+        f->counts[cell] = count;
+        for (uint32_t i = 0; kind != 3 && i < count; i++) {
+            const uint32_t gap = fixture_below(rng, spare + 1);
+            next += gap;
+            spare -= gap;
+            f->positions[at++] = next++;
+        }
+        f->ends[cell] = at;
+    }
+    f->indexer = (wb_indexer_rows){first, limit - first, f->counts, f->ends, f->positions};
+    f->record.indexer = &f->indexer;
+}
+
 static inline void fixture_record_free(fixture_record *f) {
+    free(f->counts);
+    free(f->ends);
+    free(f->positions);
     free(f->sampling_logprobs);
     free(f->mask_ids);
     free(f->mask_ends);
@@ -172,6 +229,23 @@ static inline const char *fixture_sampling_difference(const wb_record *a, const 
     return NULL;
 }
 
+static inline const char *fixture_indexer_difference(const wb_route_model *m, const wb_record *a,
+                                                     const wb_record *b) {
+    if (!a->indexer != !b->indexer) return "presence of indexer rows";
+    if (a->indexer && (a->indexer->start != b->indexer->start || a->indexer->rows != b->indexer->rows))
+        return "start or number of indexer rows";
+    for (uint32_t t = 0; a->indexer && t < a->n_tokens; t++)
+        for (uint32_t column = 0; column < wb_indexer_columns(m); column++) {
+            wb_indexer_choice x = {0}, y = {0};
+            if (wb_indexer_at(m, a->indexer, t, column, &x) != wb_indexer_at(m, b->indexer, t, column, &y))
+                return "presence of an indexer row";
+            if (x.count != y.count || wb_indexer_common(x, y) != x.count) return "an indexer's choice";
+            for (uint32_t i = 0; i < x.count; i++)
+                if (wb_indexer_position(&x, i) != wb_indexer_position(&y, i)) return "an indexer's position";
+        }
+    return NULL;
+}
+
 /* NULL when the records say the same, else what differs. */
 static inline const char *fixture_difference(const wb_route_model *m, const wb_record *a,
                                              const wb_record *b) {
@@ -195,7 +269,8 @@ static inline const char *fixture_difference(const wb_route_model *m, const wb_r
         if (!x != !y) return "validity of a row";
         if (x && memcmp(x, y, wb_route_row_bytes(m)) != 0) return "ids of a row";
     }
-    return fixture_sampling_difference(a, b);
+    const char *sampling = fixture_sampling_difference(a, b);
+    return sampling ? sampling : fixture_indexer_difference(m, a, b);
 }
 
 /* ---- files -------------------------------------------------------------------------------------- */

@@ -25,6 +25,7 @@ static int setup_codec(void **state, wb_codec codec, uint32_t E, uint32_t K) {
     fixture_directory(p->directory);
     snprintf(p->path, sizeof p->path, "%s/part-0.wbr", p->directory);
     fixture_model_init(&p->f, 3, E, K);
+    fixture_model_index(&p->f, 7);
     p->options = wb_dump_options_default();
     p->options.codec = codec;
     p->options.chunk_bytes = 200;
@@ -35,6 +36,7 @@ static int setup_codec(void **state, wb_codec codec, uint32_t E, uint32_t K) {
         fixture_record_init(&p->records[i], &p->f.model, &rng, rid, 9, 40, 0, 1 + i % 2, i == 1);
         p->records[i].record.group = i / 3;
         if (i % 2 == 1) fixture_record_sample(&p->records[i], &rng, i > 1);
+        if (i > 2) fixture_record_index(&p->records[i], &p->f.model, &rng, i % 2);
         if (i == 4) memcpy(p->records[i].ids, p->records[3].ids, 9 * wb_route_row_bytes(&p->f.model));
     }
     *state = p;

@@ -144,6 +144,7 @@ static void test_property(void **state) {
         fixture_model f;
         uint32_t E = 1 + fixture_below(&rng, i % 2 ? 256 : 700), K = 1 + fixture_below(&rng, E < 12 ? E : 12);
         fixture_model_init(&f, 1 + fixture_below(&rng, 6), E, K);
+        if (i % 3 == 0) fixture_model_vary(&f, fixture_below(&rng, E));
         wb_dump_options options = wb_dump_options_default();
         options.codec = (wb_codec)fixture_below(&rng, 3);
         options.zstd_level = 1 + (int)fixture_below(&rng, 19);
@@ -398,8 +399,11 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
                    bool valid, bool sampled) {
     char path[512];
     snprintf(path, sizeof path, "%s/dump/%s", WB_TEST_DATA, name);
+    const bool indexed = strstr(name, "indexer") != NULL;
     fixture_model f;
     fixture_model_init(&f, L, E, K);
+    if (indexed) fixture_model_index(&f, 5);
+    if (strstr(name, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
     for (uint32_t i = 0; i < 3; i++) {
@@ -409,6 +413,7 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
         records[i].record.group = 1;
         if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
         if (sampled) fixture_record_sample(&records[i], &rng, i > 0);
+        if (indexed) fixture_record_index(&records[i], &f.model, &rng, i);
     }
     expect_records(path, &f.model, records, 3);
     for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
@@ -424,6 +429,9 @@ static void test_golden(void **state) {
     golden("good_chunks.wbr", 2, 8, 2, 15, 12, true, false);
     golden("good_no_index.wbr", 2, 8, 2, 16, 12, false, false);
     golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);
+    golden("good_indexer.wbr", 2, 8, 2, 19, 12, false, true);
+    golden("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false);
+    golden("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false);
 }
 
 int main(void) {

@@ -452,8 +452,54 @@ static void test_rows_of_records_against_positions(void **state) {
     }
 }
 
+/* Rule 37: layers with a K of their own, counted and compared as plain loops do. */
+static void test_rule_37_layers_of_their_own_k(void **state) {
+    (void)state;
+    enum { L = 5, E = 9, K = 4, TOKENS = 60 };
+    fixture_rng rng = {37};
+    fixture_model f;
+    fixture_record r;
+    uint64_t counts[L * E] = {0}, expected[L * E] = {0}, repeats[L] = {0}, same[L] = {0}, pairs = 0;
+    fixture_model_init(&f, L, E, K);
+    fixture_model_vary(&f, 2);
+    const wb_route_model *m = &f.model;
+    assert_int_equal(wb_route_model_check(m), WB_OK);
+    assert_int_equal(wb_route_row_ids(m), 4 + 3 + 4 + 1 + 2);
+    assert_int_equal(wb_route_weighted(m), 7);
+    fixture_record_init(&r, m, &rng, "r", 3, TOKENS, 0, 2, true);
+    /* Some rows are their neighbours' again. */
+    for (uint32_t t = 3; t < TOKENS; t += 5)
+        memcpy(r.ids + t * wb_route_row_bytes(m), r.ids + (t - 1) * wb_route_row_bytes(m), 7);
+    for (uint32_t t = 0; t < TOKENS; t++) {
+        const uint8_t *row = wb_record_row(m, &r.record, t);
+        const uint8_t *before = t > 0 ? wb_record_row(m, &r.record, t - 1) : NULL;
+        pairs += row && before;
+        for (uint32_t l = 0; row && l < L; l++) {
+            const size_t first = wb_route_layer_first(m, l);
+            uint32_t common = 0;
+            for (uint32_t k = 0; k < f.layer_top_k[l]; k++) {
+                expected[l * E + row[first + k]]++;
+                for (uint32_t j = 0; before && j < f.layer_top_k[l]; j++)
+                    common += row[first + k] == before[first + j];
+            }
+            same[l] += before && common == f.layer_top_k[l];
+        }
+    }
+    wb_record_count(m, &r.record, 0, UINT32_MAX, counts);
+    assert_memory_equal(counts, expected, sizeof counts);
+    assert_int_equal(wb_record_count_repeats(m, &r.record, repeats), pairs);
+    assert_memory_equal(repeats, same, sizeof repeats);
+    assert_int_equal(wb_record_check(m, &r.record, true), WB_OK);
+    r.ids[5] = r.ids[4]; /* layer 1 has ids 4 .. 6 of a row */
+    wb_row_set_valid(r.bits, 0, true);
+    assert_int_equal(wb_record_check(m, &r.record, true), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "position 0, MoE layer 1 (model layer 2)"));
+    fixture_record_free(&r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_rule_37_layers_of_their_own_k),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_walk_and_count_against_positions),
         cmocka_unit_test(test_validity_bits),

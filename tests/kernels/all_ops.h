@@ -307,6 +307,17 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     assert_ok(dev->moe_combine_backward(dev, T, K, H, of_rows, pair_row, g, of_dy, of_rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
+    const wb_own_choices own = {T, H, K, (uint32_t)E / 2, {ids, WB_U16, K}, g};
+    assert_ok(dev->moe_own_forward(dev, &own, of_dy, of_y));
+    keep_floats(o, y, T * H, "moe_own_forward");
+    assert_ok(dev->moe_own_backward(dev, &own, of_dy, of_y, wb_f32_rows(gathered), dg));
+    keep_floats(o, gathered, T * H, "moe_own_backward dx");
+    keep_floats(o, dg, T * K, "moe_own_backward dweights");
+    plan.n_weightless = E / 2;
+    assert_ok(dev->moe_plan(dev, &plan));
+    keep(o, pair_row, (size_t)(T * K) * 4, "moe_plan of weightless experts, pair_row");
+    plan.n_weightless = 0;
+    assert_ok(dev->moe_plan(dev, &plan));
     all_grouped(dev, &plan, H, o);
     all_experts(dev, &plan, H, o);
     free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),

@@ -322,6 +322,22 @@ OP(combine_backward) {
     return dev->moe_combine_backward(dev, n, CHOICES, W, r[0], pair_row, choice_weights, r[1], r[2], NULL);
 }
 
+/* Every second choice is of an expert without weights. */
+static uint8_t own_ids[T * CHOICES];
+static wb_own_choices own_choices(int64_t n) {
+    fill_pairs(n);
+    for (int64_t i = 0; i < n * CHOICES; i++) own_ids[i] = (uint8_t)(i % 2);
+    return (wb_own_choices){n, W, CHOICES, 1, {own_ids, WB_U8, CHOICES}, choice_weights};
+}
+OP(own) {
+    const wb_own_choices own = own_choices(n);
+    return dev->moe_own_forward(dev, &own, r[0], r[1]);
+}
+OP(own_backward) {
+    const wb_own_choices own = own_choices(n);
+    return dev->moe_own_backward(dev, &own, r[0], r[1], r[2], sums);
+}
+
 static wb_grouped one_group(int64_t n) {
     offsets[1] = (int32_t)n;
     return (wb_grouped){.n_groups = 1, .offsets = offsets, .max_rows = n, .w = float_matrix()};
@@ -442,6 +458,13 @@ static const op_case cases[] = {
      false,
      false,
      {{"rows", CHOICES *W, IN}, {"dy", W, IN}, {"drows", CHOICES *W, OUT}}},
+    {"moe_own_forward", run_own, false, false, false, {{"x", W, IN}, {"y", W, SUM}}},
+    {"moe_own_backward",
+     run_own_backward,
+     false,
+     false,
+     false,
+     {{"x", W, IN}, {"dy", W, IN}, {"dx", W, SUM}}},
     {"grouped_matmul", run_grouped, true, false, false, {{"x", DEEP, IN}, {"y", W, OUT}}},
     {"grouped_matmul_backward",
      run_grouped_backward,

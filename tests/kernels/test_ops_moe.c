@@ -309,6 +309,99 @@ static void test_moe_combine(void **state) {
     wb_device_close(dev);
 }
 
+/* ---- experts without weights ----------------------------------------------------------------- */
+
+/* Rule 37: their choices have no rows and go to no slot; the others' lie as they do without them. */
+static void test_rule_37_plans_have_no_rows_of_weightless_experts(void **state) {
+    (void)state;
+    enum { WEIGHTLESS = 3, PAIRS = TOKENS * CHOICES };
+    wb_device *dev = open_cpu(2);
+    for (int i = 0; i < 20; i++) {
+        layer l;
+        make_layer(&l, i % 2 == 1);
+        uint16_t before[PAIRS];
+        int32_t row = 0;
+        memcpy(before, l.ids, sizeof before);
+        /* About a third of the choices become those of experts that the rule does not know. */
+        for (int p = 0; p < PAIRS; p++)
+            if (rng_range(0, 2) == 0) l.ids[p] = (uint16_t)(EXPERTS + p % CHOICES % WEIGHTLESS);
+        l.plan.n_experts = EXPERTS + WEIGHTLESS;
+        l.plan.n_weightless = WEIGHTLESS;
+        assert_ok(dev->moe_plan(dev, &l.plan));
+        for (int32_t s = 0; s < SLOTS; s++) {
+            assert_int_equal(l.offsets[s], row);
+            for (int p = 0; p < PAIRS; p++) {
+                const int t = p / CHOICES;
+                if (l.direction[t] == WB_ROW_PADDING || l.ids[p] >= EXPERTS) {
+                    assert_int_equal(l.pair_row[p], -1);
+                } else if (wb_dispatch_slot(&l.plan.rule, before[p],
+                                            wb_dispatch_key(l.tokens[t], l.pos[t])) == s) {
+                    assert_int_equal(l.pair_row[p], row);
+                    assert_int_equal(l.row_token[row++], t);
+                }
+            }
+        }
+        assert_int_equal(l.offsets[SLOTS], row);
+        l.plan.n_experts--;
+        assert_int_equal(dev->moe_plan(dev, &l.plan), WB_INVALID_ARGUMENT);
+    }
+    wb_device_close(dev);
+}
+
+enum { OWN_T = 6, OWN_K = 3, OWN_H = 37, OWN_FIRST = 5 };
+
+typedef struct own_case {
+    const uint8_t *ids;
+    const float *dy;
+} own_case;
+
+/* <dy, y> of x[T,H] and weights[T,K] behind it. */
+static double own_loss(const double *x, const void *context) {
+    const own_case *c = context;
+    const double *w = x + OWN_T * OWN_H;
+    double loss = 0;
+    for (int t = 0; t < OWN_T; t++)
+        for (int k = 0; k < OWN_K; k++)
+            for (int i = 0; i < OWN_H && c->ids[t * OWN_K + k] >= OWN_FIRST; i++)
+                loss += w[t * OWN_K + k] * x[t * OWN_H + i] * (double)c->dy[t * OWN_H + i];
+    return loss;
+}
+
+static void test_rule_37_a_weightless_expert_gives_the_token_itself(void **state) {
+    (void)state;
+    enum { N = OWN_T * OWN_H, PAIRS = OWN_T * OWN_K };
+    wb_device *dev = open_cpu(2);
+    uint8_t ids[PAIRS];
+    /* Token 2 has none of them, token 3 all, token 4 is padding. */
+    for (int p = 0; p < PAIRS; p++) ids[p] = (uint8_t)((p * 5 + p / OWN_K) % 9);
+    memcpy(ids + 6, (const uint8_t[]){0, 1, 4, 5, 6, 8}, 6);
+    float *x = random_floats(N + PAIRS, -1, 1), *w = x + N, *y = random_floats(N, -1, 1),
+          *before = copied(y, N);
+    float *dy = random_floats(N, -1, 1), *grad = floats(N + PAIRS);
+    for (int k = 0; k < OWN_K; k++) w[4 * OWN_K + k] = 0;
+    const wb_own_choices own = {OWN_T, OWN_H, OWN_K, OWN_FIRST, {ids, WB_U8, OWN_K}, w};
+    assert_ok(dev->moe_own_forward(dev, &own, wb_f32_rows(x), wb_f32_rows(y)));
+    for (int i = 0; i < N; i++) {
+        float sum = before[i];
+        for (int k = 0; k < OWN_K; k++)
+            if (ids[i / OWN_H * OWN_K + k] >= OWN_FIRST) sum = fmaf(w[i / OWN_H * OWN_K + k], x[i], sum);
+        assert_true(y[i] == sum);
+    }
+    for (int i = 2 * OWN_H; i < 3 * OWN_H; i++) assert_true(y[i] == before[i]);
+    own_case c = {ids, dy};
+    for (int p = 0; p < PAIRS; p++) grad[N + p] = 0; /* as combine's backward leaves pairs without a row */
+    assert_ok(dev->moe_own_backward(dev, &own, wb_f32_rows(x), wb_f32_rows(dy), wb_f32_rows(grad), grad + N));
+    for (int k = 0; k < OWN_K; k++) assert_true(grad[N + 4 * OWN_K + k] == 0);
+    for (int k = 0; k < OWN_K; k++) ids[4 * OWN_K + k] = 0; /* padding has no gradient, whatever its ids */
+    check_gradient(own_loss, &c, x, N + PAIRS, grad, NULL, 2e-6, "moe_own_backward");
+    const wb_own_choices none = {0, OWN_H, OWN_K, OWN_FIRST, {ids, WB_U8, OWN_K}, w};
+    assert_ok(dev->moe_own_forward(dev, &none, wb_f32_rows(x), wb_f32_rows(y)));
+    assert_ok(
+        dev->moe_own_backward(dev, &none, wb_f32_rows(x), wb_f32_rows(dy), wb_f32_rows(grad), grad + N));
+    free(x), free(y), free(before), free(dy), free(grad);
+    wb_device_close(dev);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_10_plans_have_no_rows_of_padding),
@@ -317,6 +410,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_grouped_matmul),
         cmocka_unit_test(test_overwritten_gradients),
         cmocka_unit_test(test_moe_combine),
+        cmocka_unit_test(test_rule_37_plans_have_no_rows_of_weightless_experts),
+        cmocka_unit_test(test_rule_37_a_weightless_expert_gives_the_token_itself),
     };
     rng_open(argc, argv);
     return cmocka_run_group_tests(tests, NULL, NULL);

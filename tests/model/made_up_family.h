@@ -203,16 +203,38 @@ static const wb_layer_kind layer_decay = {
 
 /* ---- the family ----------------------------------------------------------------------------------- */
 
-/* Layers from "first_sparse" on are MoE. */
+/* "experts_by_layer": the K of each MoE layer, of which num_experts_per_tok is the largest. */
+static wb_status made_up_read_top_k(const json_t *root, wb_config *config) {
+    const json_t *list = json_object_get(root, "experts_by_layer");
+    if (!list) return WB_OK;
+    if (json_array_size(list) != (size_t)wb_config_n_moe(config))
+        return wb_fail(WB_INVALID_ARGUMENT, "experts_by_layer: expected a number for each MoE layer");
+    for (size_t l = 0; l < json_array_size(list); l++)
+        config->layer_top_k[l] = (uint32_t)json_integer_value(json_array_get(list, l));
+    return WB_OK;
+}
+
+/* Layers from "first_sparse" on are MoE; "zero_experts" come after the num_experts that have weights. */
 static wb_status made_up_read(const json_t *root, wb_config *config) {
     int32_t first = 0;
+    WB_TRY(wb_json_int(root, "zero_experts", 0, &config->n_weightless));
+    config->router.n_experts += config->n_weightless;
     WB_TRY(wb_json_int(root, "first_sparse", WB_JSON_REQUIRED, &first));
     for (int32_t l = 0; l < first; l++) config->moe_layer_mask[l / 64] &= ~(UINT64_C(1) << (l % 64));
+    WB_TRY(made_up_read_top_k(root, config));
     return wb_json_int(root, "dense_size", 0, &config->dense_width);
 }
 
 static int made_up_write(const wb_config *config, json_t *root) {
-    return json_object_set_new(root, "first_sparse",
+    json_t *list = json_array();
+    int failed = json_object_set_new(root, "num_experts", json_integer(wb_config_weighted(config))) ||
+                 json_object_set_new(root, "zero_experts", json_integer(config->n_weightless));
+    for (int32_t l = 0; config->layer_top_k[0] > 0 && l < wb_config_n_moe(config); l++)
+        failed |= json_array_append_new(list, json_integer(config->layer_top_k[l]));
+    failed |= config->layer_top_k[0] > 0 ? json_object_set(root, "experts_by_layer", list) : 0;
+    json_decref(list);
+    return failed ||
+           json_object_set_new(root, "first_sparse",
                                json_integer(config->n_layers - wb_config_n_moe(config))) ||
            json_object_set_new(root, "dense_size", json_integer(config->dense_width));
 }
@@ -241,17 +263,19 @@ static const wb_family_rules made_up_family = {
     .n_kv_heads = 2,
     .router_types = {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
     .moe_layers = WB_MOE_FROM_LAYER,
+    .layer_choices = true,
     .read = made_up_read,
     .write = made_up_write,
     .layer = made_up_layer,
     .renames = made_up_renames,
 };
 
-/* A small one of it. */
+/* A small one of it, with two experts without weights and a K of its own in each MoE layer. */
 static inline wb_status made_up_config(wb_config *config_out) {
     static const char text[] =
         "{\"hidden_size\":16,\"num_hidden_layers\":4,\"num_attention_heads\":4,\"expert_size\":8,"
-        "\"vocab_size\":31,\"num_experts\":6,\"num_experts_per_tok\":2,\"first_sparse\":1,\"dense_size\":12}";
+        "\"vocab_size\":31,\"num_experts\":6,\"zero_experts\":2,\"num_experts_per_tok\":3,"
+        "\"experts_by_layer\":[2,3,1],\"first_sparse\":1,\"dense_size\":12}";
     json_t *root;
     *config_out = (wb_config){0};
     WB_TRY(wb_json_parse(text, sizeof text - 1, "test", &root));

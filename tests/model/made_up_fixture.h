@@ -7,12 +7,33 @@
 #include "wb_tensor_io.h"
 
 /* The device and a model of `family` without values in its weights. */
-static inline fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_family_rules *family) {
+static inline fixture empty_fixture_placed(wb_comm *comm, const wb_config *config,
+                                           const wb_family_rules *family, const wb_placement *placement,
+                                           wb_dispatch_policy dispatch) {
     fixture f = {.comm = comm};
     MUST(wb_device_open_cpu(1, &f.device));
-    const wb_model_options options = {
-        .size = sizeof options, .device = f.device, .comm = comm, .dtype = WB_F32, .activations = WB_F32};
+    const wb_model_options options = {.size = sizeof options,
+                                      .device = f.device,
+                                      .comm = comm,
+                                      .dtype = WB_F32,
+                                      .activations = WB_F32,
+                                      .placement = placement,
+                                      .dispatch = dispatch};
     MUST(wb_model_new(config, family, &options, &f.model));
+    return f;
+}
+static inline fixture empty_fixture(wb_comm *comm, const wb_config *config, const wb_family_rules *family) {
+    return empty_fixture_placed(comm, config, family, NULL, WB_DISPATCH_STATIC);
+}
+
+/* With random weights, where its experts are placed. */
+static inline fixture made_up_fixture_placed(wb_comm *comm, const wb_config *config, uint64_t seed,
+                                             const wb_placement *placement, wb_dispatch_policy dispatch) {
+    fixture f = empty_fixture_placed(comm, config, &made_up_family, placement, dispatch);
+    MUST(wb_model_open_exchange(f.model));
+    MUST(wb_model_fill_random(f.model, seed, 0.3F));
+    perturb_vectors(&f, seed);
+    fixture_finish(&f);
     return f;
 }
 

@@ -352,19 +352,18 @@ static inline void corpus_free(corpus *c) {
 
 /* ---- routes -------------------------------------------------------------------------------------- */
 
-/* [T][L][K] random distinct ids for every token of a corpus. */
+/* Rows of random distinct ids for every token of a corpus. */
 static inline void *routes_random(const fixture *f, int64_t T, uint64_t *state) {
+    const wb_route_model *routes = wb_model_routes(f->model);
     const int32_t E = wb_model_config(f->model)->router.n_experts;
     int32_t *experts = take(E, sizeof(int32_t));
     uint8_t *ids = take(T, f->row_bytes);
+    size_t at = 0;
     for (int32_t e = 0; e < E; e++) experts[e] = e;
-    for (int64_t i = 0; i < T * f->L * f->K; i++) {
-        if (i % f->K == 0) shuffle(state, E, experts);
-        const uint16_t id = (uint16_t)experts[i % f->K];
-        if (f->ids_dtype == WB_U8)
-            ids[i] = (uint8_t)id;
-        else
-            memcpy(ids + 2 * i, &id, sizeof id);
+    for (int64_t i = 0; i < T * f->L; i++) {
+        const uint32_t K = wb_route_layer_k(routes, (uint32_t)(i % f->L));
+        shuffle(state, E, experts);
+        for (uint32_t k = 0; k < K; k++) wb_route_id_set(ids, f->ids_dtype, at++, (uint32_t)experts[k]);
     }
     free(experts);
     return ids;

@@ -43,7 +43,7 @@ static inline wb_status follow(wb_replay *r, int32_t mb, int32_t layer, uint32_t
     wb_replay_slice slice;
     wb_status status = wb_replay_rows(r, mb, layer, row, rows, &slice);
     if (status != WB_OK) return status;
-    assert_true((size_t)rows * r->layer_bytes <= sizeof used);
+    assert_true((size_t)rows * K * 2 <= sizeof used);
     for (size_t i = 0; i < (size_t)rows * K; i++) {
         bool chooses = slice.direction[i / K] == WB_ROW_NATIVE;
         size_t planned = i / K * (size_t)slice.stride + i % K;

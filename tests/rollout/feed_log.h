@@ -17,7 +17,12 @@ typedef struct feed {
 } feed;
 
 typedef struct feed_log {
-    uint32_t n_in_pool, n;
+    uint32_t n_in_pool, n_fed; /* of the request, when it was looked at last */
+    uint32_t reached;          /* the end of the latest feed */
+    /* A state went back from a wrong draft, and what it had been fed before the draft was fed to it again by
+     * other weights: no engine without drafts, which goes on from there, does that. */
+    bool went_back;
+    uint32_t n;
     feed feeds[MAX_FEEDS];
 } feed_log;
 
@@ -25,23 +30,32 @@ static inline uint32_t number_of(const wb_record *record) {
     return (uint32_t)strtoul(record->rid + 1, NULL, 10);
 }
 
-static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint64_t version) {
-    if (n_in_pool > log->n_in_pool) {
+/* n_in_pool falls in a preemption, to 0. Where it is less than what was newly fed, the state went back from a
+ * wrong draft: what was right of the step counts as fed, and the next step feeds it again. */
+static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_fed, uint64_t version) {
+    if (n_in_pool < log->n_in_pool) log->reached = n_in_pool;
+    const uint32_t end = n_fed > log->n_fed && n_fed > n_in_pool ? n_fed : n_in_pool;
+    if (log->reached > log->n_in_pool && n_in_pool > log->n_in_pool)
+        log->went_back |= log->feeds[log->n - 1].version != version;
+    if (end > log->reached) {
         if (log->n == MAX_FEEDS) abort();
-        log->feeds[log->n++] = (feed){log->n_in_pool, n_in_pool, version};
+        log->feeds[log->n++] = (feed){log->reached, end, version};
+        log->reached = end;
     }
-    log->n_in_pool = n_in_pool; /* 0 after a preemption */
+    log->n_in_pool = n_in_pool;
+    log->n_fed = n_fed;
 }
 
 static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
-    log_feed(&logs[number_of(record)], record->n_tokens - 1, engine->weight_version);
+    log_feed(&logs[number_of(record)], record->n_tokens - 1, record->n_tokens - 1, engine->weight_version);
 }
 
 /* After a step: what it fed of unfinished requests, and of those of other ranks that ended; log_finished then
  * tells of a polled one. logs: by the number in a rid. */
 static inline void log_step(const wb_engine *engine, feed_log *logs) {
-    for (const wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
-        log_feed(&logs[number_of(entry->record)], entry->n_in_pool, engine->weight_version);
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
+        log_feed(&logs[number_of(entry->record)], entry->n_in_pool, wb_sequence_of(entry)->n_fed,
+                 engine->weight_version);
     for (const wb_sequence *s = engine->lending.ended.first; s; s = s->next)
         if (s->completion.record.finish != WB_FINISH_ABORT) log_finished(engine, logs, &s->completion.record);
 }
@@ -91,8 +105,8 @@ static inline void repeater_close(repeater *r) {
  * the logprob of the token after the last one at temperature 1. */
 static inline float repeat_feed(repeater *r, const wb_record *record, const feed *f, uint32_t n_known) {
     const size_t row_bytes = wb_route_row_bytes(wb_model_routes(r->model));
-    const int32_t state = 0, last = (int32_t)(f->end - f->start) - 1,
-                  target = (int32_t)record->tokens[f->end];
+    const int32_t last = (int32_t)(f->end - f->start) - 1, target = (int32_t)record->tokens[f->end],
+                  state = 0;
     for (uint32_t i = f->start; i < f->end; i++) {
         r->tokens[i - f->start] = (int32_t)record->tokens[i];
         r->pos[i - f->start] = (int32_t)i;

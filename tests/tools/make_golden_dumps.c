@@ -28,8 +28,11 @@ static void require(wb_status status) {
 /* The records of golden() in test_dump.c. */
 static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t seed, uint32_t n_tokens,
                  bool valid, bool sampled, const wb_dump_options *options) {
+    const bool indexed = strstr(path, "indexer") != NULL;
     fixture_model f;
     fixture_model_init(&f, L, E, K);
+    if (indexed) fixture_model_index(&f, 5);
+    if (strstr(path, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
     wb_dump_writer *w = NULL;
@@ -41,6 +44,7 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
         records[i].record.group = 1;
         if (i > 0 && !valid) memcpy(records[i].ids, records[0].ids, 5 * wb_route_row_bytes(&f.model));
         if (sampled) fixture_record_sample(&records[i], &rng, i > 0);
+        if (indexed) fixture_record_index(&records[i], &f.model, &rng, i);
         require(wb_dump_append(w, &records[i].record));
     }
     size_t size = 0;
@@ -140,12 +144,38 @@ typedef enum sampling_fault {
     DIGEST_OF_OTHER_TOKENS
 } sampling_fault;
 
+/* Whether the model has an indexer in layers 0 and 2, each its own, of at most 2 positions; and what is wrong
+ * with it or with the rows of record "b": of positions 1 and 2, cells {0, 1}, {1}, {} and {0, 1}. */
+typedef enum indexer_fault {
+    NO_INDEXER,
+    INDEXER_SOURCE_AFTER,
+    INDEXER_SOURCES_SHORT,
+    INDEXER_K_ZERO,
+    INDEXER_KEY_TWICE,
+    INDEXER_OF_NO_MODEL,
+    INDEXER_WITHOUT_DATA,
+    INDEXER_VALID,
+    INDEXER_PACKED,
+    INDEXER_CHECKSUM,
+    INDEXER_CELL_MISSING,
+    INDEXER_CELL_BEYOND,
+    INDEXER_COUNT_BEYOND_DATA,
+    INDEXER_NUMBER_TOO_LONG,
+    INDEXER_COUNT_OVER_K,
+    INDEXER_POSITION_BEYOND,
+    INDEXER_ROWS_BEYOND,
+    INDEXER_FRAME,
+    INDEXER_BOMB
+} indexer_fault;
+
 /* What is wrong. Zero everywhere is a good file of two records, "a" and "b", of 6 tokens and 5 rows. */
 typedef struct fault {
     const char *name;
     /* header */
     const char *format, *dtype;
     uint32_t version, E, K, layer_1;
+    const char *top_k_list; /* instead of a number: the packed array */
+    uint32_t weightless, weightless_times;
     bool header_damaged;
     /* record "b" */
     const char *rid, *finish, *codec, *prefix_rid, *drop_key, *twice_key;
@@ -153,6 +183,7 @@ typedef struct fault {
         span_2_start;
     uint8_t id_0, id_1; /* of the first layer of the first row, in place of 1 and 2 */
     sampling_fault sampling;
+    indexer_fault indexer;
     bool prefix_rows_twice;
     bool ids_set, rows_damaged, record_damaged, base_has_prefix, base_invalid, spans_twice;
     const char *data;                /* instead of ids, data_bytes of it */
@@ -170,15 +201,33 @@ static const char *or_text(const char *text, const char *normal) {
     return text ? text : normal;
 }
 
+static void indexer_of_header(wb_pack *p, indexer_fault x) {
+    for (int times = 0; times <= (x == INDEXER_KEY_TWICE); times++) {
+        wb_pack_text(p, "indexer");
+        wb_pack_map(p, 3);
+        wb_pack_text(p, "layers");
+        wb_pack_array(p, 2);
+        wb_pack_uint(p, 0);
+        wb_pack_uint(p, 2);
+        wb_pack_text(p, "k");
+        wb_pack_uint(p, x == INDEXER_K_ZERO ? 0 : 2);
+        wb_pack_text(p, "source");
+        wb_pack_array(p, x == INDEXER_SOURCES_SHORT ? 1 : 2);
+        wb_pack_uint(p, x == INDEXER_SOURCE_AFTER ? 2 : 0);
+        if (x != INDEXER_SOURCES_SHORT) wb_pack_uint(p, 2);
+    }
+}
+
 static void header(wb_pack *p, const fault *x) {
     uint32_t E = x->E ? x->E : 8;
+    const bool indexed = x->indexer != NO_INDEXER && x->indexer != INDEXER_OF_NO_MODEL;
     wb_pack_map(p, 7);
     wb_pack_text(p, "format");
     wb_pack_text(p, or_text(x->format, WB_DUMP_FORMAT));
     wb_pack_text(p, "version");
     wb_pack_uint(p, x->version ? x->version : 1);
     wb_pack_text(p, "model");
-    wb_pack_map(p, 7);
+    wb_pack_map(p, 7u + indexed + (x->indexer == INDEXER_KEY_TWICE) + x->weightless_times);
     wb_pack_text(p, "name");
     wb_pack_text(p, "test_moe");
     wb_pack_text(p, "fingerprint");
@@ -192,9 +241,18 @@ static void header(wb_pack *p, const fault *x) {
     wb_pack_text(p, "num_experts");
     wb_pack_uint(p, E);
     wb_pack_text(p, "top_k");
-    wb_pack_uint(p, x->K ? x->K : 2);
+    if (x->top_k_list) /* The text's own end is a 0 that the list with an u8 needs. */
+        wb_pack_bytes(p, x->top_k_list,
+                      strlen(x->top_k_list) + (strlen(x->top_k_list) == 3 && x->top_k_list[2] == '\xcc'));
+    else
+        wb_pack_uint(p, x->K ? x->K : 2);
+    for (uint32_t times = 0; times < x->weightless_times; times++) {
+        wb_pack_text(p, "weightless");
+        wb_pack_uint(p, x->weightless);
+    }
     wb_pack_text(p, "router");
     wb_pack_text(p, "softmax_norm");
+    if (indexed) indexer_of_header(p, x->indexer);
     wb_pack_text(p, "dtype");
     wb_pack_text(p, or_text(x->dtype, E <= 256 ? "u8" : "u16"));
     wb_pack_text(p, "created");
@@ -328,10 +386,63 @@ static void sampling(wb_pack *p, sampling_fault x) {
     }
 }
 
+/* The coded cells of a fault; their number goes to *size_out. */
+static const uint8_t *indexer_cells(indexer_fault x, size_t *size_out) {
+    static uint8_t frame[4096];
+    switch (x) {
+#define CELLS(text) (*size_out = sizeof(text) - 1, (const uint8_t *)(text))
+    case INDEXER_CELL_MISSING:
+        return CELLS("\x05\x02\x01\x01");
+    case INDEXER_CELL_BEYOND:
+        return CELLS("\x05\x02\x01\x01\x05\x01");
+    case INDEXER_COUNT_BEYOND_DATA:
+        return CELLS("\x05\x02\x01\x01\xfe\xff\xff\xff\x0f\x00");
+    case INDEXER_NUMBER_TOO_LONG:
+        return CELLS("\x05\x02\x01\x01\x85\x80\x80\x80\x80\x00");
+    case INDEXER_COUNT_OVER_K:
+        return CELLS("\x05\x02\x01\x01\x07");
+    case INDEXER_POSITION_BEYOND:
+        return CELLS("\x05\x02\x02\x01\x05");
+    case INDEXER_FRAME:
+        return CELLS("no frame at all");
+    case INDEXER_BOMB:
+        require(wb_zstd_encode(zeros, BIG, 3, frame, sizeof frame, size_out));
+        return frame;
+    default:
+        return CELLS("\x05\x02\x01\x01\x05");
+#undef CELLS
+    }
+}
+
+static void indexer(wb_pack *p, indexer_fault x) {
+    size_t size = 0;
+    const uint8_t *cells = indexer_cells(x, &size);
+    wb_pack_text(p, "indexer");
+    wb_pack_map(p, x == INDEXER_WITHOUT_DATA ? 4 : x == INDEXER_VALID ? 6 : 5);
+    wb_pack_text(p, "start");
+    wb_pack_uint(p, x == INDEXER_ROWS_BEYOND ? 4 : 1);
+    wb_pack_text(p, "rows");
+    wb_pack_uint(p, 2);
+    wb_pack_text(p, "codec");
+    wb_pack_text(p, x == INDEXER_PACKED                       ? "packed"
+                    : x == INDEXER_FRAME || x == INDEXER_BOMB ? "zstd"
+                                                              : "raw");
+    if (x == INDEXER_VALID) {
+        wb_pack_text(p, "valid");
+        wb_pack_bin(p, zeros, 1, true);
+    }
+    wb_pack_text(p, "xxh3");
+    wb_pack_uint64(p, wb_hash64(cells, size) + (x == INDEXER_CHECKSUM));
+    if (x == INDEXER_WITHOUT_DATA) return;
+    wb_pack_text(p, "data");
+    wb_pack_bin(p, cells, size, false);
+}
+
 static void record(wb_pack *p, const fault *x, const char *rid) {
     uint32_t prompt = x->prompt_len ? x->prompt_len : 2;
     wb_pack_map(p, 10u - (x->drop_key ? 1 : 0) + (x->twice_key ? 1 : 0) + (x->prefix_rid ? 1 : 0) +
-                       x->spans_twice + (x->sampling != NO_SAMPLING ? 1 : 0));
+                       x->spans_twice + (x->sampling != NO_SAMPLING ? 1 : 0) +
+                       (x->indexer != NO_INDEXER ? 1 : 0));
     if (!dropped(x, "rid")) {
         wb_pack_text(p, "rid");
         wb_pack_text(p, or_text(x->rid, rid));
@@ -352,6 +463,7 @@ static void record(wb_pack *p, const fault *x, const char *rid) {
     }
     for (int times = 0; times <= x->spans_twice; times++) spans(p, x);
     sampling(p, x->sampling);
+    if (x->indexer != NO_INDEXER) indexer(p, x->indexer);
     if (x->prefix_rid) {
         wb_pack_text(p, "prefix");
         wb_pack_map(p, 2u + x->prefix_rows_twice);
@@ -452,6 +564,12 @@ static const fault faults[] = {
     {.name = "bad_top_k_over_experts", .K = 9},
     {.name = "bad_layers_not_ascending", .layer_1 = 1},
     {.name = "bad_layer_beyond_model", .layer_1 = 3},
+    {.name = "bad_top_k_list_short", .top_k_list = "\x91\x02"},
+    {.name = "bad_top_k_list_zero", .top_k_list = "\x92\x02\xcc"},
+    {.name = "bad_top_k_list_over_experts", .top_k_list = "\x92\x02\x09"},
+    {.name = "bad_top_k_list_of_texts", .top_k_list = "\x92\x02\xa1K"},
+    {.name = "bad_weightless_all", .weightless = 8, .weightless_times = 1},
+    {.name = "bad_weightless_twice", .weightless = 1, .weightless_times = 2},
     {.name = "bad_header_checksum", .header_damaged = true},
     {.name = "bad_record_checksum", .record_damaged = true},
     {.name = "bad_rows_checksum", .rows_damaged = true},
@@ -513,6 +631,24 @@ static const fault faults[] = {
      .start = 2,
      .prefix_rows_twice = true},
     {.name = "bad_digest", .sampling = DIGEST_OF_OTHER_TOKENS},
+    {.name = "bad_indexer_source_after", .indexer = INDEXER_SOURCE_AFTER},
+    {.name = "bad_indexer_sources_short", .indexer = INDEXER_SOURCES_SHORT},
+    {.name = "bad_indexer_k_zero", .indexer = INDEXER_K_ZERO},
+    {.name = "bad_indexer_key_twice", .indexer = INDEXER_KEY_TWICE},
+    {.name = "bad_indexer_of_no_model", .indexer = INDEXER_OF_NO_MODEL},
+    {.name = "bad_indexer_without_data", .indexer = INDEXER_WITHOUT_DATA},
+    {.name = "bad_indexer_valid", .indexer = INDEXER_VALID},
+    {.name = "bad_indexer_packed", .indexer = INDEXER_PACKED},
+    {.name = "bad_indexer_checksum", .indexer = INDEXER_CHECKSUM},
+    {.name = "bad_indexer_cell_missing", .indexer = INDEXER_CELL_MISSING},
+    {.name = "bad_indexer_cell_beyond", .indexer = INDEXER_CELL_BEYOND},
+    {.name = "bad_indexer_count_beyond_data", .indexer = INDEXER_COUNT_BEYOND_DATA},
+    {.name = "bad_indexer_number_too_long", .indexer = INDEXER_NUMBER_TOO_LONG},
+    {.name = "bad_indexer_count_over_k", .indexer = INDEXER_COUNT_OVER_K},
+    {.name = "bad_indexer_position_beyond", .indexer = INDEXER_POSITION_BEYOND},
+    {.name = "bad_indexer_rows_beyond", .indexer = INDEXER_ROWS_BEYOND},
+    {.name = "bad_indexer_frame", .indexer = INDEXER_FRAME},
+    {.name = "bad_indexer_bomb", .indexer = INDEXER_BOMB},
     {.name = "bad_index_offset", .index_shift = 1},
     {.name = "bad_index_overlap", .index_shift = -200},
     {.name = "bad_index_rid", .index_rid = "x"},
@@ -541,6 +677,9 @@ int main(int argc, char **argv) {
     GOOD("good_chunks.wbr", 2, 8, 2, 15, 12, true, false, &chunks);
     GOOD("good_no_index.wbr", 2, 8, 2, 16, 12, false, false, NULL);
     GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);
+    GOOD("good_indexer.wbr", 2, 8, 2, 19, 12, false, true, NULL);
+    GOOD("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false, &zstd);
+    GOOD("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false, &packed);
     snprintf(path, sizeof path, "%s/versions", argv[1]);
     steps(path, true);
     snprintf(path, sizeof path, "%s/files", argv[1]);

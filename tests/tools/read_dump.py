@@ -26,6 +26,8 @@ def read(path, more={}):  # each record of a file, and {position: expert ids [la
     if header is None:  # of a rank that died
         return print(f"{path}: skipped, it ends before its header does", file=sys.stderr)
     shape = -1, len(header["model"]["moe_layers"]), header["model"]["top_k"]
+    if isinstance(shape[2], list):  # layers that differ: a row is their choices one after the other
+        shape = -1, sum(shape[2])
     for record in (o for o in objects if "rid" in o):
         rows, prefix = {}, record.get("prefix")  # a group's prompt is stored once, in the record of this rid
         for run in listed(record.get("routes", [])):
@@ -57,6 +59,31 @@ def unpack(chunk, header):  # a chunk of codec packed
     return ids.tobytes()
 
 
+def indexer_rows(run, header):  # [row][layer that has an indexer of its own] of positions
+    indexer = header["model"]["indexer"]
+    columns = sum(layer == source for layer, source in zip(indexer["layers"], indexer["source"]))
+    chunks = run["data"] if isinstance(run["data"], list) else [run["data"]]
+    unzstd = zstandard.ZstdDecompressor().decompress
+    data = b"".join(unzstd(c) if run["codec"] == "zstd" else c for c in chunks)
+    numbers, shift, number = [], 0, 0
+    for byte in data:
+        number, shift = number | (byte & 127) << shift, shift + 7
+        if byte < 128:
+            numbers.append(number)
+            number = shift = 0
+    numbers, rows = iter(numbers), []
+    for _ in range(run["rows"] * columns):
+        head = next(numbers)
+        steps = [next(numbers) + (i > 0) for i in range(head // 2)] if head % 2 == 0 else []
+        rows.append(np.cumsum(steps, dtype=int).tolist() if steps else list(range(head // 2)))
+    assert next(numbers, None) is None
+    return [rows[r * columns : (r + 1) * columns] for r in range(run["rows"])]
+
+
+def header_of(path):
+    return next(msgpack.Unpacker(open(path, "rb"), max_buffer_size=0))
+
+
 def files_of(dump):
     return sorted(glob.glob(os.path.join(dump, "*.wbr"))) if os.path.isdir(dump) else [dump]
 
@@ -67,8 +94,9 @@ def as_printed(number):
 
 
 def compare(waybill, dump):
+    header = header_of(files_of(dump)[0])
     mine = {record["rid"]: (record, rows) for path in files_of(dump) for record, rows in read(path, {"packed": unpack})}
-    lines = subprocess.run([waybill, "cat", "--tokens", "--routes", dump], check=True, capture_output=True).stdout
+    lines = subprocess.run([waybill, "cat", "--json", dump], check=True, capture_output=True).stdout
     theirs = [json.loads(line) for line in lines.splitlines()]
     assert [r["rid"] for r in theirs] == list(mine)
     for record in theirs:
@@ -87,7 +115,16 @@ def compare(waybill, dump):
             ids, ends = (np.frombuffer(obj["sampling_mask"][key], "<u4") for key in ("ids", "ends"))
             assert record["sampling_mask"] == [kept.tolist() for kept in np.split(ids, ends[:-1])], record["rid"]
         assert ("sampling_mask" in record) == ("sampling_mask" in obj), record["rid"]
+        assert ("indexer" in record) == ("indexer" in obj), record["rid"]
+        if "indexer" in obj:
+            assert record["indexer"]["start"] == obj["indexer"]["start"], record["rid"]
+            assert record["indexer"]["rows"] == indexer_rows(obj["indexer"], header), record["rid"]
         shown = {run["start"] + i: row for run in record["routes"] for i, row in enumerate(run["rows"]) if row}
+        top_k = header["model"]["top_k"]
+        if isinstance(top_k, list):
+            rows = {p: [part.tolist() for part in np.split(ids, np.cumsum(top_k[:-1]))] for p, ids in rows.items()}
+            assert shown == rows, record["rid"]
+            continue
         assert shown == {position: ids.tolist() for position, ids in rows.items()}, record["rid"]
         assert rows or "routes" not in obj, record["rid"]
     assert theirs

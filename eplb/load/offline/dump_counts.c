@@ -140,24 +140,28 @@ static void fail_record(counting *c, uint64_t i, wb_status status) {
 
 static void count_record(counting *c, uint64_t i, uint64_t *table) {
     const wb_route_model *model = wb_dump_model(c->dump);
-    size_t cells = (size_t)c->out->n_layers * c->out->n_experts;
+    const size_t E = c->out->n_experts, cells = c->out->n_layers * E;
+    const size_t all = (size_t)c->out->n_layers * model->num_experts;
     uint32_t *counts = c->out->counts + c->source[i] * cells;
     wb_status status = wb_record_check(model, &c->records[i], true);
     if (status != WB_OK) {
         fail_record(c, i, status);
         return;
     }
-    memset(table, 0, cells * sizeof *table);
+    memset(table, 0, all * sizeof *table);
     wb_record_count(model, &c->records[i], 0, UINT32_MAX, table);
 #pragma omp critical(wb_dump_counts_add)
     {
-        for (size_t k = 0; k < cells; k++) counts[k] += (uint32_t)table[k];
+        for (uint32_t l = 0; l < c->out->n_layers; l++)
+            for (size_t e = 0; e < E; e++)
+                counts[l * E + e] += (uint32_t)table[l * (size_t)model->num_experts + e];
         tell_progress(c);
     }
 }
 
 static wb_status count_records(counting *c) {
-    size_t cells = (size_t)c->out->n_layers * c->out->n_experts;
+    /* Of all experts, those without weights too, which are left out when a table is added up. */
+    size_t cells = (size_t)c->out->n_layers * wb_dump_model(c->dump)->num_experts;
     WB_TRY(
         WB_OWN_ALLOC(&c->memory, c->tables, c->n_threads, cells * sizeof *c->tables, "counts of a record"));
     if (c->n_threads > 1) {
@@ -216,7 +220,7 @@ static wb_status count_step(counting *c) {
 static wb_status check(const wb_dump *dump, const uint64_t *records, uint64_t n_records, uint32_t n_batches,
                        const wb_topology *topology) {
     uint64_t n = wb_dump_get_info(dump).records;
-    WB_TRY(wb_topology_check(topology, wb_dump_model(dump)->num_experts));
+    WB_TRY(wb_topology_check(topology, wb_route_weighted(wb_dump_model(dump))));
     if (n_batches < 1)
         return wb_fail(WB_INVALID_ARGUMENT, "dump counts: micro-batches: expected 1 or more, found 0");
     if (n_records < 1 || (!records && n_records > n))
@@ -248,7 +252,7 @@ wb_status wb_dump_counts_open(wb_dump *dump, const uint64_t *records, uint64_t n
     out->n_batches = n_batches;
     out->n_ranks = topology->n_ranks;
     out->n_layers = wb_dump_model(dump)->n_moe_layers;
-    out->n_experts = wb_dump_model(dump)->num_experts;
+    out->n_experts = wb_route_weighted(wb_dump_model(dump));
     counting c = {.dump = dump,
                   .out = out,
                   .numbers = records,

@@ -132,14 +132,15 @@ static wb_status count_dump(wb_dump *dump, uint64_t *counts) {
 
 static wb_status solve_dump(wb_dump *dump, const wb_topology *topology, const wb_eplb_options *options,
                             wb_owner *scratch, wb_placement **placement_out) {
-    const uint32_t L = wb_dump_model(dump)->n_moe_layers, E = wb_dump_model(dump)->num_experts;
+    const wb_route_model *m = wb_dump_model(dump);
+    const uint32_t L = m->n_moe_layers, E = wb_route_weighted(m);
     const char *what = "expert counts of a dump";
     uint64_t *counts = NULL;
     double *loads = NULL;
-    WB_TRY(WB_OWN_ALLOC(scratch, counts, L, E * sizeof *counts, what));
+    WB_TRY(WB_OWN_ALLOC(scratch, counts, L, m->num_experts * sizeof *counts, what));
     WB_TRY(WB_OWN_ALLOC(scratch, loads, L, E * sizeof *loads, what));
     WB_TRY(count_dump(dump, counts));
-    for (size_t i = 0; i < (size_t)L * E; i++) loads[i] = (double)counts[i];
+    for (size_t i = 0; i < (size_t)L * E; i++) loads[i] = (double)counts[i / E * m->num_experts + i % E];
     return wb_eplb_solve_counts(topology, L, E, 1, loads, options, placement_out);
 }
 

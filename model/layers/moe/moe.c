@@ -30,7 +30,7 @@ static void declare_experts(wb_registry *registry, int32_t l, wb_moe_weights *w)
         w->gate_up_bias = wb_registry_slots(registry, w->moe_index, WB_F32, 2 * F, 1);
         w->down_bias = wb_registry_slots(registry, w->moe_index, WB_F32, H, 1);
     }
-    for (int32_t e = 0; e < m->config.router.n_experts; e++) {
+    for (int32_t e = 0; e < wb_config_weighted(&m->config); e++) {
         wb_registry_tensor(registry, l, e, "gate_proj.weight", F, H, w->gate_up, 0);
         wb_registry_tensor(registry, l, e, "up_proj.weight", F, H, w->gate_up, F * H);
         wb_registry_tensor(registry, l, e, "down_proj.weight", H, F, w->down, 0);
@@ -100,8 +100,8 @@ static wb_status run_experts_by_mailboxes(moe *m, const wb_moe_weights *w, const
     const wb_rows received = {wb_mailbox_row(boxes, boxes->rank, 0), boxes->dtype};
     m->plan.n = pass->mailbox_rows;
     m->plan.gather = place;
-    WB_TRY(dev->mailbox_send(dev, boxes, pass->T * model->config.router.top_k, m->plan.row_token.data,
-                             m->plan.offsets.data, x));
+    WB_TRY(dev->mailbox_send(dev, boxes, pass->T * wb_config_layer_k(&model->config, w->moe_index),
+                             m->plan.row_token.data, m->plan.offsets.data, x));
     WB_TRY(dev->mailbox_receive(dev, boxes, offsets, place));
     WB_TRY(wb_moe_experts_forward(&m->experts, &m->plan, w, pass->leaves_nothing, received,
                                   rows_of(m, &m->output)));
@@ -124,13 +124,25 @@ static wb_status run_experts(moe *m, const wb_moe_weights *w, bool leaves_nothin
     return wb_moe_return_to_tokens(&m->exchange, &m->plan, rows_of(m, &m->output), rows_of(m, &m->rows));
 }
 
+/* What experts without weights make of the tokens. */
+static wb_own_choices own_choices(const moe *m, const wb_moe_weights *w, const wb_pass *pass) {
+    const wb_config *config = &m->model->config;
+    return (wb_own_choices){.T = pass->T,
+                            .H = config->hidden_size,
+                            .K = wb_config_layer_k(config, w->moe_index),
+                            .first = (uint32_t)wb_config_weighted(config),
+                            .ids = wb_moe_ids(m->model, pass->routing->ids, w->moe_index),
+                            .weights = m->choice.weights.data};
+}
+
 static wb_status forward(void *worker, const void *weights, const wb_pass *pass, const wb_state *state,
                          wb_rows x, wb_rows y) {
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
-    const int32_t K = m->model->config.router.top_k;
+    const int32_t K = wb_config_layer_k(&m->model->config, w->moe_index);
     const int64_t T = pass->T, H = m->model->config.hidden_size;
+    const wb_own_choices own = own_choices(m, w, pass);
     wb_rows rows = rows_of(m, &m->rows);
     (void)state;
     WB_TRY(wb_moe_choose(&m->choice, w, pass, x));
@@ -139,6 +151,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     WB_TRY(pass->mailbox_rows > 0 ? run_experts_by_mailboxes(m, w, pass, x, &rows)
                                   : run_experts(m, w, pass->leaves_nothing, x));
     WB_TRY(dev->moe_combine(dev, T, K, H, rows, m->plan.pair_row.data, m->choice.weights.data, y));
+    if (m->model->config.n_weightless > 0) WB_TRY(dev->moe_own_forward(dev, &own, x, y));
     return wb_moe_shared_forward(&m->shared, &w->shared, T, x, y);
 }
 
@@ -166,8 +179,9 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
     moe *m = worker;
     const wb_moe_weights *w = weights;
     wb_device *dev = m->model->device;
-    const int32_t K = m->model->config.router.top_k;
+    const int32_t K = wb_config_layer_k(&m->model->config, w->moe_index);
     const int64_t T = pass->T, H = m->model->config.hidden_size;
+    const wb_own_choices own = own_choices(m, w, pass);
 
     /* With several ranks `sent` is free once its content has gone, and so are `rows` after the combine's
      * backward. */
@@ -178,6 +192,8 @@ static wb_status backward(void *worker, const void *weights, const wb_pass *pass
                                      doutputs, m->choice.dweights.data));
     WB_TRY(run_experts_backward(m, w, pass->starts_grads, x, grads, &drows));
     WB_TRY(dev->moe_combine(dev, T, K, H, drows, pair_row, NULL, dx));
+    if (m->model->config.n_weightless > 0)
+        WB_TRY(dev->moe_own_backward(dev, &own, x, dy, dx, m->choice.dweights.data));
     WB_TRY(wb_moe_choose_backward(&m->choice, w, pass, x, grads, dx));
     return wb_moe_shared_backward(&m->shared, &w->shared, T, x, dy, grads, dx);
 }

@@ -6,10 +6,20 @@
 #include "layers/moe/moe.h"
 
 wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
-    const int64_t L = model->route_model.n_moe_layers, K = model->config.router.top_k;
-    wb_ids ids = {.dtype = wb_route_dtype(model->route_model.num_experts), .stride = L * K};
-    if (routes) ids.data = (uint8_t *)routes + (size_t)(moe_index * K) * wb_dtype_size(ids.dtype);
+    const wb_route_model *m = &model->route_model;
+    wb_ids ids = {.dtype = wb_route_dtype(m->num_experts), .stride = (int64_t)wb_route_row_ids(m)};
+    if (routes)
+        ids.data =
+            (uint8_t *)routes + wb_route_layer_first(m, (uint32_t)moe_index) * wb_dtype_size(ids.dtype);
     return ids;
+}
+
+/* The model's router with the K of the layer, and where it has a table by that. */
+static wb_router router_of(const wb_model *model, const wb_moe_weights *w) {
+    wb_router router = model->config.router;
+    router.top_k = wb_config_layer_k(&model->config, w->moe_index);
+    if (w->hashed) router.type = WB_ROUTER_HASH;
+    return router;
 }
 
 void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_model *model,
@@ -29,9 +39,9 @@ void wb_moe_choice_layout(wb_moe_choice *choice, const wb_moe_choice *other, wb_
 }
 
 static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass) {
-    const wb_router *router = &choice->model->config.router;
+    const wb_router router = router_of(choice->model, w);
     wb_device *dev = choice->model->device;
-    const int64_t n_logits = pass->T * router->n_experts, n_weights = pass->T * router->top_k;
+    const int64_t n_logits = pass->T * router.n_experts, n_weights = pass->T * router.top_k;
     const void *logits, *weights;
     WB_TRY(wb_host_view_read(dev, choice->host_logits, choice->logits.data, (size_t)n_logits * sizeof(float),
                              &logits));
@@ -39,13 +49,6 @@ static wb_status call_probe(wb_moe_choice *choice, const wb_moe_weights *w, cons
                              (size_t)n_weights * sizeof(float), &weights));
     pass->probe->call(pass->probe->ctx, w->moe_index, pass->T, logits, weights);
     return WB_OK;
-}
-
-/* That of a layer. */
-static wb_router router_of(const wb_model *model, const wb_moe_weights *w) {
-    wb_router router = model->config.router;
-    if (w->hashed) router.type = WB_ROUTER_HASH;
-    return router;
 }
 
 wb_status wb_moe_choose(wb_moe_choice *choice, const wb_moe_weights *w, const wb_pass *pass, wb_rows x) {

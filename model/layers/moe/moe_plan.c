@@ -38,6 +38,9 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
     wb_host_view_place(arena, &plan->host_pair_row, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_used_offsets, S + 1, sizeof(int32_t));
+    if (model->config.n_weightless > 0)
+        wb_host_view_place(arena, &plan->host_planned, sizes->tokens,
+                           wb_route_row_bytes(&model->route_model));
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
@@ -46,8 +49,9 @@ wb_moe_plan wb_moe_plan_args(const wb_model *model, const wb_pass *pass, int32_t
     const wb_dispatch_rule rule = wb_model_dispatch_rule(model, moe_index);
     const bool by_token = !rule.slot_of_expert;
     return (wb_moe_plan){.T = pass->T,
-                         .top_k = model->config.router.top_k,
+                         .top_k = wb_config_layer_k(&model->config, moe_index),
                          .n_experts = model->config.router.n_experts,
+                         .n_weightless = model->config.n_weightless,
                          .n_slots = wb_model_n_slots(model),
                          .rule = rule,
                          .tokens = by_token ? pass->tokens : NULL,
@@ -167,12 +171,28 @@ typedef struct evidence {
     int32_t n_slots;
     wb_layer_map map;
     wb_ids used;
+    int32_t K;
+    /* The ids that the plan was made of; data NULL where all experts have weights. */
+    wb_ids planned;
+    uint32_t first_weightless;
 } evidence;
 
+/* A choice without a row went nowhere: it is of an expert without weights, or its row is lost. */
+static bool is_weightless(const evidence *e, int64_t t, int32_t k) {
+    if (!e->planned.data || e->pair_row[t * e->K + k] >= 0) return false;
+    const size_t at = (size_t)(t * e->planned.stride + k);
+    const uint32_t id = wb_route_id(e->planned.data, e->planned.dtype, at);
+    if (id < e->first_weightless) return false;
+    wb_route_id_set(e->used.data, e->used.dtype, (size_t)(t * e->used.stride + k), id);
+    return true;
+}
+
 /* The choices of a token that has rows. */
-static wb_status read_token(const evidence *e, int32_t K, int64_t t) {
+static wb_status read_token(const evidence *e, int64_t t) {
+    const int32_t K = e->K;
     for (int32_t k = 0; k < K; k++) {
         const int32_t row = e->pair_row[t * K + k];
+        if (is_weightless(e, t, k)) continue;
         if (row < 0 || row >= e->offsets[e->n_slots] || e->row_token[row] != t)
             return wb_fail(WB_CORRUPT,
                            "MoE plan: token %" PRId64
@@ -185,26 +205,41 @@ static wb_status read_token(const evidence *e, int32_t K, int64_t t) {
     return WB_OK;
 }
 
+/* All layers' ids of the pass, on the host. */
+static wb_status read_planned(const wb_moe_rows *plan, const wb_pass *pass, void **planned_out) {
+    const wb_model *model = plan->model;
+    const size_t bytes = (size_t)pass->T * wb_route_row_bytes(&model->route_model);
+    const void *ids;
+    WB_TRY(wb_host_view_read(model->device, plan->host_planned, pass->routing->ids, bytes, &ids));
+    *planned_out = (void *)(uintptr_t)ids;
+    return WB_OK;
+}
+
 wb_status wb_moe_rows_used(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_index) {
     const wb_model *model = plan->model;
     wb_device *dev = model->device;
-    const int32_t K = model->config.router.top_k, S = wb_model_n_slots(model);
+    const int32_t K = wb_config_layer_k(&model->config, moe_index), S = wb_model_n_slots(model);
     const size_t pairs_bytes = (size_t)(pass->T * K) * sizeof(int32_t),
                  offsets_bytes = ((size_t)S + 1) * sizeof(int32_t);
     const void *pair_row, *row_token, *offsets;
+    void *planned = NULL;
     WB_TRY(wb_host_view_read(dev, plan->host_pair_row, plan->pair_row.data, pairs_bytes, &pair_row));
     WB_TRY(wb_host_view_read(dev, plan->host_row_token, plan->row_token.data, pairs_bytes, &row_token));
     WB_TRY(wb_host_view_read(dev, plan->host_used_offsets, plan->offsets.data, offsets_bytes, &offsets));
+    if (model->config.n_weightless > 0) WB_TRY(read_planned(plan, pass, &planned));
     const evidence e = {.pair_row = pair_row,
                         .row_token = row_token,
                         .offsets = offsets,
                         .n_slots = S,
                         .map = wb_placement_layer(model->placement, (uint32_t)moe_index),
-                        .used = wb_moe_ids(model, pass->used, moe_index)};
+                        .used = wb_moe_ids(model, pass->used, moe_index),
+                        .K = K,
+                        .planned = wb_moe_ids(model, planned, moe_index),
+                        .first_weightless = (uint32_t)wb_config_weighted(&model->config)};
     int64_t t = 0;
     for (int64_t i = 0; i <= pass->n_padding; i++) {
         const wb_row_run end = {pass->T, 0}, run = i < pass->n_padding ? pass->padding[i] : end;
-        for (; t < run.start; t++) WB_TRY(read_token(&e, K, t));
+        for (; t < run.start; t++) WB_TRY(read_token(&e, t));
         t += run.n;
     }
     return WB_OK;

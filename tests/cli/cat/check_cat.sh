@@ -30,6 +30,13 @@ for rid in golden-0 golden-1 golden-2; do
     expect 0 "$waybill" cat --tokens --routes --rid $rid "$golden/good_u8_valid.wbr"
     cmp -s "$scratch/whole" "$scratch/out" || fault "--json is not --tokens --routes"
 done
+# What indexers chose is whole rows of the layers that have one of their own; --json has it too.
+expect 0 "$waybill" cat --indexer --rid golden-1 "$golden/good_indexer.wbr"
+out_has '"indexer":{"start":1,"rows":[['
+expect 0 "$waybill" cat --json --rid golden-1 "$golden/good_indexer.wbr"
+out_has '"indexer":{"start":1,"rows":[['
+expect 0 "$waybill" cat --routes --rid golden-1 "$golden/good_indexer.wbr"
+! grep -q indexer "$scratch/out" || fault "cat without --indexer prints it"
 # Ids of every number of digits, and rows that are not valid.
 expect 0 "$waybill" cat --json --limit 1 "$golden/good_u16.wbr"
 out_has '"routes":[{"start":0,"rows":[[['

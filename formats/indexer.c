@@ -1,0 +1,96 @@
+/* indexer.c - what indexers chose, in a record: where a cell lies, what two choices share, and what makes
+ * such rows well formed. Refuses: files (dump_indexer.c), models (route_model.c). */
+#include "indexer.h"
+#include "wb_check.h"
+
+#include <inttypes.h>
+
+uint32_t wb_indexer_columns(const wb_route_model *model) {
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < model->n_indexer_layers; i++)
+        n += model->indexer_source[i] == model->indexer_layers[i];
+    return n;
+}
+
+uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i) {
+    uint32_t column = 0;
+    for (uint32_t j = 0; model->indexer_layers[j] != model->indexer_source[i]; j++)
+        column += model->indexer_source[j] == model->indexer_layers[j];
+    return column;
+}
+
+/* Cell `cell` of rows that are well formed. */
+static wb_indexer_choice choice_of(const wb_indexer_rows *run, size_t cell) {
+    const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0;
+    return (wb_indexer_choice){run->counts[cell], run->ends[cell] > from ? run->positions + from : NULL};
+}
+
+bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *run, uint32_t position,
+                   uint32_t column, wb_indexer_choice *choice_out) {
+    if (!run || position < run->start || position - run->start >= run->rows) return false;
+    *choice_out = choice_of(run, (size_t)(position - run->start) * wb_indexer_columns(model) + column);
+    return true;
+}
+
+uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b) {
+    uint32_t n = 0;
+    for (uint32_t i = 0, j = 0; i < a.count && j < b.count;) {
+        const uint32_t x = wb_indexer_position(&a, i), y = wb_indexer_position(&b, j);
+        n += x == y;
+        i += x <= y;
+        j += y <= x;
+    }
+    return n;
+}
+
+/* ---- checking ----------------------------------------------------------------------------------- */
+
+static wb_status cell_fail(const wb_route_model *m, const wb_record *r, size_t cell, const char *expected,
+                           uint64_t bound, uint64_t found) {
+    const uint32_t columns = wb_indexer_columns(m);
+    uint32_t i = 0;
+    while (wb_indexer_column(m, i) != cell % columns) i++;
+    return wb_fail(WB_INVALID_ARGUMENT,
+                   "record %s: indexer: position %" PRIu64 ", model layer %" PRIu32 ": expected %s %" PRIu64
+                   ", found %" PRIu64,
+                   r->rid, r->indexer->start + (uint64_t)(cell / columns), m->indexer_layers[i], expected,
+                   bound, found);
+}
+
+static wb_status cell_check(const wb_route_model *m, const wb_record *r, size_t cell, uint32_t position) {
+    const wb_indexer_rows *run = r->indexer;
+    const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0;
+    const uint32_t count = run->counts[cell];
+    /* A position is at most the token's own, so that there are position + 1 of them. */
+    const uint64_t most = m->indexer_k < position + 1 ? m->indexer_k : (uint64_t)position + 1;
+    if (count > most) return cell_fail(m, r, cell, "a count of at most", most, count);
+    if (run->ends[cell] != from && run->ends[cell] - from != count)
+        return cell_fail(m, r, cell, "an end of", from + count, run->ends[cell]);
+    for (uint64_t i = from; i < run->ends[cell]; i++) {
+        if (run->positions[i] > position)
+            return cell_fail(m, r, cell, "positions of at most", position, run->positions[i]);
+        if (i > from && run->positions[i] <= run->positions[i - 1])
+            return cell_fail(m, r, cell, "a position above", run->positions[i - 1], run->positions[i]);
+    }
+    return WB_OK;
+}
+
+wb_status wb_indexer_check(const wb_route_model *m, const wb_record *r) {
+    const wb_indexer_rows *run = r->indexer;
+    const uint32_t columns = wb_indexer_columns(m), limit = r->n_tokens > 0 ? r->n_tokens - 1 : 0;
+    if (!run) return WB_OK;
+    if (columns == 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: indexer: the model has no layer with an indexer",
+                       r->rid);
+    if (run->start > limit || run->rows > limit - run->start)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "record %s: indexer: %" PRIu32 " rows from position %" PRIu32
+                       " must be inside [0, %" PRIu32 ")",
+                       r->rid, run->rows, run->start, limit);
+    const size_t cells = (size_t)run->rows * columns;
+    if (cells > 0 && (!run->counts || !run->ends || (run->ends[cells - 1] > 0 && !run->positions)))
+        return wb_fail(WB_INVALID_ARGUMENT, "record %s: indexer: counts, ends or positions NULL", r->rid);
+    for (size_t cell = 0; cell < cells; cell++)
+        WB_TRY(cell_check(m, r, cell, run->start + (uint32_t)(cell / columns)));
+    return WB_OK;
+}
