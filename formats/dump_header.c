@@ -102,6 +102,12 @@ static wb_status get_weightless(const header_tree *tree, wb_route_model *m) {
     return found ? get_u32(tree, "weightless", &m->n_weightless) : WB_OK;
 }
 
+static wb_status get_hash_layers(const header_tree *tree, wb_route_model *m) {
+    const msgpack_object *found = NULL;
+    WB_TRY(find(tree, "hash_layers", &found));
+    return found ? get_list(tree, "hash_layers", &m->hash_layers, &m->n_hash_layers) : WB_OK;
+}
+
 /* The map `indexer`, which models without one do not have. */
 static wb_status get_indexer(const header_tree *tree, wb_route_model *m) {
     header_tree indexer = {tree->file, tree->memory, NULL, "header model indexer"};
@@ -129,6 +135,7 @@ static wb_status read_model(const header_tree *header, wb_route_model *out) {
     WB_TRY(get_list(&tree, "moe_layers", &m.moe_layers, &m.n_moe_layers));
     WB_TRY(get_top_k(&tree, &m));
     WB_TRY(get_weightless(&tree, &m));
+    WB_TRY(get_hash_layers(&tree, &m));
     WB_TRY(get_indexer(&tree, &m));
     if (wb_route_model_check(&m) != WB_OK)
         return wb_fail_context(WB_CORRUPT, "%s: byte 0: header", tree.file->name);

@@ -81,7 +81,7 @@ static void pack_list(wb_pack *p, const char *key, const uint32_t *list, uint32_
 
 static void pack_model(wb_pack *p, const wb_route_model *m) {
     wb_pack_text(p, "model");
-    wb_pack_map(p, 7u + (m->n_weightless > 0) + (m->n_indexer_layers > 0));
+    wb_pack_map(p, 7u + (m->n_weightless > 0) + (m->n_hash_layers > 0) + (m->n_indexer_layers > 0));
     wb_pack_text(p, "name");
     wb_pack_text(p, m->name);
     wb_pack_text(p, "fingerprint");
@@ -103,6 +103,7 @@ static void pack_model(wb_pack *p, const wb_route_model *m) {
     }
     wb_pack_text(p, "router");
     wb_pack_text(p, m->router);
+    if (m->n_hash_layers > 0) pack_list(p, "hash_layers", m->hash_layers, m->n_hash_layers);
     if (m->n_indexer_layers == 0) return;
     wb_pack_text(p, "indexer");
     wb_pack_map(p, 3);

@@ -23,9 +23,9 @@ static wb_status wrong_row(const wb_route_model *m, const wb_hash_routes *hash, 
     const uint32_t l = hash->moe_layers[i];
     id_list found = {""}, by_table = {""};
     size_t n_found = 0, n_expected = 0;
-    for (uint32_t k = 0; k < m->top_k; k++) {
+    for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++) {
         add_id(&found, &n_found,
-               wb_route_id(walk->row, wb_route_dtype(m->num_experts), (size_t)l * m->top_k + k));
+               wb_route_id(walk->row, wb_route_dtype(m->num_experts), wb_route_layer_first(m, l) + k));
         add_id(&by_table, &n_expected, (uint32_t)expected[k]);
     }
     return wb_fail(WB_MISMATCH,
@@ -36,9 +36,9 @@ static wb_status wrong_row(const wb_route_model *m, const wb_hash_routes *hash, 
 }
 
 static bool follows(const wb_route_model *m, uint32_t l, const void *row, const int32_t *expected) {
-    for (uint32_t k = 0; k < m->top_k; k++)
-        if (wb_route_id(row, wb_route_dtype(m->num_experts), (size_t)l * m->top_k + k) !=
-            (uint32_t)expected[k])
+    const size_t first = wb_route_layer_first(m, l);
+    for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++)
+        if (wb_route_id(row, wb_route_dtype(m->num_experts), first + k) != (uint32_t)expected[k])
             return false;
     return true;
 }

@@ -51,6 +51,20 @@ static wb_status layer_top_k_check(const wb_route_model *m) {
     return WB_OK;
 }
 
+static wb_status hash_layers_check(const wb_route_model *m) {
+    if (m->n_hash_layers > m->n_moe_layers || (m->n_hash_layers > 0 && !m->hash_layers))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "model n_hash_layers: expected 0..%" PRIu32 " with hash_layers, found %" PRIu32,
+                       m->n_moe_layers, m->n_hash_layers);
+    for (uint32_t i = 0; i < m->n_hash_layers; i++)
+        if (m->hash_layers[i] >= m->n_moe_layers || (i > 0 && m->hash_layers[i] <= m->hash_layers[i - 1]))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "model hash_layers[%" PRIu32 "]: expected ascending and < %" PRIu32
+                           ", found %" PRIu32,
+                           i, m->n_moe_layers, m->hash_layers[i]);
+    return WB_OK;
+}
+
 /* Whether layer i of the list uses its own indexer, or that of one before it which does. */
 static bool source_ok(const wb_route_model *m, uint32_t i) {
     const uint32_t source = m->indexer_source[i];
@@ -105,6 +119,7 @@ wb_status wb_route_model_check(const wb_route_model *m) {
                        m->num_experts - 1, m->n_weightless);
     WB_TRY(layers_check(m));
     WB_TRY(layer_top_k_check(m));
+    WB_TRY(hash_layers_check(m));
     WB_TRY(indexer_check(m));
     if (wb_route_row_bytes(m) > WB_MAX_ROW_BYTES)
         return wb_fail(WB_INVALID_ARGUMENT, "model: a row of %zu bytes is over the limit of %zu",
@@ -134,6 +149,9 @@ wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_mo
     WB_TRY(match_text("router", expected->router, found->router));
     for (uint32_t l = 0; l < expected->n_moe_layers; l++)
         WB_TRY(match_number("moe_layers", expected->moe_layers[l], found->moe_layers[l]));
+    WB_TRY(match_number("n_hash_layers", expected->n_hash_layers, found->n_hash_layers));
+    for (uint32_t i = 0; i < expected->n_hash_layers; i++)
+        WB_TRY(match_number("hash_layers", expected->hash_layers[i], found->hash_layers[i]));
     WB_TRY(match_number("n_indexer_layers", expected->n_indexer_layers, found->n_indexer_layers));
     WB_TRY(match_number("indexer_k", expected->indexer_k, found->indexer_k));
     for (uint32_t i = 0; i < expected->n_indexer_layers; i++) {
@@ -157,6 +175,7 @@ wb_status wb_route_model_copy(wb_owner *memory, const wb_route_model *model, con
     wb_route_model copy = *model;
     WB_TRY(copy_list(memory, &copy.moe_layers, copy.n_moe_layers, what));
     WB_TRY(copy_list(memory, &copy.layer_top_k, copy.n_moe_layers, what));
+    WB_TRY(copy_list(memory, &copy.hash_layers, copy.n_hash_layers, what));
     WB_TRY(copy_list(memory, &copy.indexer_layers, copy.n_indexer_layers, what));
     WB_TRY(copy_list(memory, &copy.indexer_source, copy.n_indexer_layers, what));
     *copy_out = copy;

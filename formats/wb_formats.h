@@ -38,6 +38,10 @@ typedef struct wb_route_model {
     /* How many of the E have no weights, the last ones: they are chosen, recorded and replayed like the
      * others, and lie nowhere. Below E. */
     uint32_t n_weightless;
+    /* [n_hash_layers] indices in moe_layers, ascending, of the layers whose choices are a table by token id
+     * (wb_hash_routes); owner: as of moe_layers */
+    uint32_t n_hash_layers;
+    const uint32_t *hash_layers;
     /* Attention layers that an indexer chooses positions for (wb_indexer_rows); 0: the model has none. */
     uint32_t n_indexer_layers;
     uint32_t indexer_k; /* at most so many positions for a token in a layer, 1..2^30; 0 without such layers */
@@ -308,7 +312,7 @@ typedef struct wb_hash_routes {
     uint32_t n_layers;          /* hash-routed layers */
     const uint32_t *moe_layers; /* [n_layers] their indices among the MoE layers, ascending */
     uint32_t vocab_size;        /* V */
-    const int32_t *ids;         /* host [n_layers][V][K] experts below E, distinct for a token */
+    const int32_t *ids; /* host [n_layers][V][top_k of the model] experts below E, distinct for a token */
 } wb_hash_routes;
 
 /* Whether the valid rows of a record, which has passed wb_record_check with `deep`, are those of the tables,

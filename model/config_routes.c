@@ -163,7 +163,7 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     size_t bytes = 0;
     json_t *root = NULL;
     wb_route_model model = {0};
-    uint32_t layers[WB_MAX_LAYERS], vocab = 0;
+    uint32_t layers[2 * WB_MAX_LAYERS] = {0}, vocab = 0;
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
@@ -175,8 +175,9 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     free(text);
     free(path);
     if (status != WB_OK) return status;
-    memcpy(moe_layers_out, layers, model.n_moe_layers * sizeof *layers);
+    memcpy(moe_layers_out, layers, sizeof layers);
     model.moe_layers = moe_layers_out;
+    if (model.hash_layers) model.hash_layers = moe_layers_out + (model.hash_layers - layers);
     *model_out = model;
     *vocab_size_out = vocab;
     return WB_OK;

@@ -20,17 +20,14 @@ static int32_t *table_of(const wb_model *m, uint32_t i) {
 
 wb_status wb_hash_tables_build(wb_model *m) {
     const wb_route_model *routes = &m->route_model;
-    uint32_t *layers = NULL, n = 0;
-    WB_TRY(WB_OWN(&m->memory.host, layers, routes->n_moe_layers, "hash-routed layers"));
-    for (uint32_t l = 0; l < routes->n_moe_layers; l++)
-        if (wb_config_is_hash(&m->config, (int32_t)routes->moe_layers[l])) layers[n++] = l;
+    const uint32_t n = routes->n_hash_layers;
     if (n == 0) return WB_OK;
     WB_TRY(WB_OWN(&m->memory.host, m->hash_names, n, "hash-routed layers"));
     for (uint32_t i = 0; i < n; i++)
-        wb_registry_full_name(m, (int32_t)routes->moe_layers[layers[i]], -1, "mlp.gate.tid2eid",
+        wb_registry_full_name(m, (int32_t)routes->moe_layers[routes->hash_layers[i]], -1, "mlp.gate.tid2eid",
                               m->hash_names[i]);
-    m->hash =
-        (wb_hash_routes){.n_layers = n, .moe_layers = layers, .vocab_size = (uint32_t)m->config.vocab_size};
+    m->hash = (wb_hash_routes){
+        .n_layers = n, .moe_layers = routes->hash_layers, .vocab_size = (uint32_t)m->config.vocab_size};
     return WB_OK;
 }
 

@@ -98,16 +98,22 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     wb_hash128_hex(t.text, t.used, routes->fingerprint);
 }
 
+/* moe_layers: [2 * n_layers], the second half for those of them that are hash-routed. */
 static wb_status describe(const wb_config *config, const wb_family_rules *family, uint32_t *moe_layers,
                           wb_route_model *routes) {
-    uint32_t n = 0;
-    for (int32_t l = 0; l < config->n_layers; l++)
-        if (wb_config_is_moe(config, l)) moe_layers[n++] = (uint32_t)l;
+    uint32_t *hash_layers = moe_layers + config->n_layers, n = 0, n_hash = 0;
+    for (int32_t l = 0; l < config->n_layers; l++) {
+        if (!wb_config_is_moe(config, l)) continue;
+        if (wb_config_is_hash(config, l)) hash_layers[n_hash++] = n;
+        moe_layers[n++] = (uint32_t)l;
+    }
     snprintf(routes->name, sizeof routes->name, "%s", family->model_type);
     snprintf(routes->router, sizeof routes->router, "%s", wb_router_name(config->router.type));
     routes->num_hidden_layers = (uint32_t)config->n_layers;
     routes->n_moe_layers = n;
     routes->moe_layers = moe_layers;
+    routes->n_hash_layers = n_hash;
+    if (n_hash > 0) routes->hash_layers = hash_layers;
     routes->num_experts = (uint32_t)config->router.n_experts;
     routes->n_weightless = (uint32_t)config->n_weightless;
     if (config->layer_top_k[0] > 0) routes->layer_top_k = config->layer_top_k;
@@ -118,7 +124,7 @@ static wb_status describe(const wb_config *config, const wb_family_rules *family
 
 wb_status wb_model_describe_routes(wb_model *m) {
     uint32_t *moe_layers = NULL;
-    WB_TRY(WB_OWN(&m->memory.host, moe_layers, (size_t)m->config.n_layers, "moe layers"));
+    WB_TRY(WB_OWN(&m->memory.host, moe_layers, 2 * (size_t)m->config.n_layers, "moe layers"));
     return describe(&m->config, m->family, moe_layers, &m->route_model);
 }
 

@@ -154,17 +154,17 @@ typedef struct wb_config {
     int32_t n_mtp_layers;
     wb_mla_sizes mla;
     wb_delta_sizes delta;
+    wb_compressed_sizes compressed;
+    wb_hyper_sizes hyper;
+    /* Bits as above: MoE layers whose choices are a table by token id (wb_hash_routes); the others' are the
+     * router's. */
+    uint64_t hash_layer_mask[16];
     /* How many of router.n_experts have no weights, the last ones: such an expert makes of a token the token
      * itself. */
     int32_t n_weightless;
     /* [MoE layers] experts chosen for a token in each, of which router.top_k is the largest; [0] is 0:
      * router.top_k in all. */
     uint32_t layer_top_k[1024];
-    wb_compressed_sizes compressed;
-    wb_hyper_sizes hyper;
-    /* Bits as above: MoE layers whose choices are a table by token id (wb_hash_routes); the others' are the
-     * router's. */
-    uint64_t hash_layer_mask[16];
 } wb_config;
 
 /* Reads DIR/config.json. UNSUPPORTED names an unknown model_type or a key whose value this engine does not
@@ -188,8 +188,8 @@ WB_API wb_status wb_config_complete(wb_config *config);
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
- * moe_layers_out: [config->n_layers], which *model_out points into, as it may into `config`. The errors of
- * wb_config_load, and INVALID_ARGUMENT where no layer is MoE. */
+ * moe_layers_out: [2 * config->n_layers], which *model_out points into, as it may into `config`. The errors
+ * of wb_config_load, and INVALID_ARGUMENT where no layer is MoE. */
 WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
                                   wb_route_model *model_out);
 
@@ -205,7 +205,7 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * qwen2_moe, qwen3_moe, qwen3_next, qwen3_5_moe, olmoe, mixtral, gpt_oss, deepseek_v2, deepseek_v3,
  * deepseek_v4 and glm4_moe, quantized or not. For a model that the engine runs it is what wb_config_routes
  * says; of others the fingerprint is made of family, hidden_size, vocab_size and the route model.
- * moe_layers_out: [1024], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
+ * moe_layers_out: [2048], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
  * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);

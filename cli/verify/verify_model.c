@@ -16,7 +16,7 @@ static wb_status check_records(wb_dump *dump, const wb_hash_routes *hash) {
 }
 
 wb_status verify_model(const char *path, const char *dir) {
-    uint32_t layers[1024], vocab_size;
+    uint32_t layers[2048], vocab_size;
     wb_route_model model;
     wb_dump *dump = NULL;
     wb_hash_file *tables = NULL;

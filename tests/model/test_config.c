@@ -404,7 +404,7 @@ static void test_dense_layers(void **state) {
 static void test_routes_of_a_configuration(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
-    uint32_t layers[3] = {7, 7, 7};
+    uint32_t layers[6] = {7, 7, 7};
     wb_route_model routes = {.top_k = 777};
     assert_int_equal(wb_config_routes(&c, layers, &routes), WB_OK);
     assert_int_equal(routes.n_moe_layers, 2);

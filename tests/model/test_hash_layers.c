@@ -126,6 +126,43 @@ static void test_hash_layers_are_counted_and_balanced(void **state) {
     close_one(model, device, comm);
 }
 
+/* A dump says which layers they are, and another list is another model. */
+static void test_a_dump_names_them(void **state) {
+    (void)state;
+    static pass p;
+    wb_device *device;
+    wb_comm *comm;
+    wb_route_rows rows;
+    wb_dump_writer *writer = NULL;
+    wb_dump *dump = NULL;
+    wb_model *model = open_one(oracle().text, WB_F32, &device, &comm);
+    const wb_route_model *routes = wb_model_routes(model);
+    const temp_path path = temp_in(dir.text, "dump.wbr");
+    make_tokens(&p, 3);
+    forward(model, &p, NULL);
+    const wb_record record = record_of(&p, &rows);
+    assert_true(routes->n_hash_layers == 1 && routes->hash_layers[0] == 0);
+    assert_int_equal(wb_dump_create(path.text, routes, NULL, &writer), WB_OK);
+    assert_int_equal(wb_dump_append(writer, &record), WB_OK);
+    assert_int_equal(wb_dump_finish(writer), WB_OK);
+    assert_int_equal(wb_dump_open(path.text, &dump), WB_OK);
+    assert_int_equal(wb_route_model_match(routes, wb_dump_model(dump)), WB_OK);
+    assert_int_equal(wb_dump_model(dump)->hash_layers[0], 0);
+    wb_dump_close(dump);
+
+    static const uint32_t second[] = {1}, twice[] = {1, 1}, beyond[] = {L};
+    wb_route_model other = *routes;
+    other.hash_layers = second;
+    assert_int_equal(wb_route_model_match(routes, &other), WB_MISMATCH);
+    other.n_hash_layers = 2;
+    other.hash_layers = twice;
+    assert_int_equal(wb_route_model_check(&other), WB_INVALID_ARGUMENT);
+    other.n_hash_layers = 1;
+    other.hash_layers = beyond;
+    assert_int_equal(wb_route_model_check(&other), WB_INVALID_ARGUMENT);
+    close_one(model, device, comm);
+}
+
 /* ---- checkpoints --------------------------------------------------------------------------------- */
 
 static const char table_name[] = "model.layers.0.ffn.gate.tid2eid";
@@ -259,6 +296,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_9_choices_are_the_tables),
         cmocka_unit_test(test_hash_layers_are_counted_and_balanced),
+        cmocka_unit_test(test_a_dump_names_them),
         cmocka_unit_test(test_released_names),
         cmocka_unit_test(test_bad_tables),
         cmocka_unit_test(test_ranks_with_different_tables),

@@ -14,7 +14,7 @@ wb_ids wb_moe_ids(const wb_model *model, void *routes, int32_t moe_index) {
     return ids;
 }
 
-/* The model's router with the K of the layer. */
+/* The model's router with the K of the layer, and where it has a table by that. */
 static wb_router router_of(const wb_model *model, const wb_moe_weights *w) {
     wb_router router = model->config.router;
     router.top_k = wb_config_layer_k(&model->config, w->moe_index);
