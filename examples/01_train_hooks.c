@@ -28,8 +28,14 @@ static const uint32_t moe_layers[2] = {1, 2}, tokens[5] = {11, 12, 13, 14, 15};
 static const uint8_t routes[4][2][2] = {
     {{7, 0}, {1, 2}}, {{3, 4}, {5, 6}}, {{0, 1}, {2, 3}}, {{6, 2}, {4, 0}}};
 static const wb_route_rows runs[1] = {{0, 4, routes, NULL}};
-static const wb_route_model hand_model = {
-    "tiny_moe", "0123456789abcdef0123456789abcdef", "softmax_norm", 3, 2, moe_layers, 8, 2};
+static const wb_route_model hand_model = {.name = "tiny_moe",
+                                          .fingerprint = "0123456789abcdef0123456789abcdef",
+                                          .router = "softmax_norm",
+                                          .num_hidden_layers = 3,
+                                          .n_moe_layers = 2,
+                                          .moe_layers = moe_layers,
+                                          .num_experts = 8,
+                                          .top_k = 2};
 static const wb_record hand_record = {
     .rid = "by-hand", .prompt_len = 2, .n_tokens = 5, .tokens = tokens, .n_routes = 1, .routes = runs};
 

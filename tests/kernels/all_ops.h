@@ -289,9 +289,15 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     }
     int32_t *slots = xalloc(E, 4), *offsets = xalloc(E + 1, 4);
     for (int32_t e = 0; e < E; e++) slots[e] = E - 1 - e;
-    wb_moe_plan plan = {
-        T,        K,         E,      E, {.slot_of_expert = slots}, NULL, NULL, NULL, {ids, WB_U16, K},
-        pair_row, row_token, offsets};
+    wb_moe_plan plan = {.T = T,
+                        .top_k = K,
+                        .n_experts = E,
+                        .n_slots = E,
+                        .rule = {.slot_of_expert = slots},
+                        .ids = {ids, WB_U16, K},
+                        .pair_row = pair_row,
+                        .row_token = row_token,
+                        .offsets = offsets};
     assert_ok(dev->moe_plan(dev, &plan));
     keep(o, pair_row, (size_t)(T * K) * 4, "moe_plan pair_row");
     keep(o, row_token, (size_t)(T * K) * 4, "moe_plan row_token");
@@ -307,17 +313,14 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     assert_ok(dev->moe_combine_backward(dev, T, K, H, of_rows, pair_row, g, of_dy, of_rows, dg));
     keep_floats(o, rows, T * K * H, "moe_combine_backward rows");
     keep_floats(o, dg, T * K, "moe_combine_backward weights");
+    /* What is kept is gone. */
     const wb_own_choices own = {T, H, K, (uint32_t)E / 2, {ids, WB_U16, K}, g};
-    assert_ok(dev->moe_own_forward(dev, &own, of_dy, of_y));
-    keep_floats(o, y, T * H, "moe_own_forward");
-    assert_ok(dev->moe_own_backward(dev, &own, of_dy, of_y, wb_f32_rows(gathered), dg));
-    keep_floats(o, gathered, T * H, "moe_own_backward dx");
-    keep_floats(o, dg, T * K, "moe_own_backward dweights");
-    plan.n_weightless = E / 2;
-    assert_ok(dev->moe_plan(dev, &plan));
-    keep(o, pair_row, (size_t)(T * K) * 4, "moe_plan of weightless experts, pair_row");
-    plan.n_weightless = 0;
-    assert_ok(dev->moe_plan(dev, &plan));
+    float *own_y = floats(T * H), *own_dx = floats(T * H), *own_dg = floats(T * K);
+    assert_ok(dev->moe_own_forward(dev, &own, of_dy, wb_f32_rows(own_y)));
+    assert_ok(dev->moe_own_backward(dev, &own, of_dy, wb_f32_rows(own_y), wb_f32_rows(own_dx), own_dg));
+    keep_floats(o, own_y, T * H, "moe_own_forward");
+    keep_floats(o, own_dx, T * H, "moe_own_backward dx");
+    keep_floats(o, own_dg, T * K, "moe_own_backward dweights");
     all_grouped(dev, &plan, H, o);
     all_experts(dev, &plan, H, o);
     free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),

@@ -40,7 +40,14 @@ typedef struct trainer {
 static void open_trainer(trainer *f, wb_device *dev) {
     static const uint32_t layers[L] = {0, 1};
     static const wb_route_rows run = {0, TOKENS - 1, routes, NULL};
-    const wb_route_model model = {"tiny", "0123456789abcdef0123456789abcdef", "sigmoid", L, L, layers, E, K};
+    const wb_route_model model = {.name = "tiny",
+                                  .fingerprint = "0123456789abcdef0123456789abcdef",
+                                  .router = "sigmoid",
+                                  .num_hidden_layers = L,
+                                  .n_moe_layers = L,
+                                  .moe_layers = layers,
+                                  .num_experts = E,
+                                  .top_k = K};
     const wb_record record = {
         .rid = "r", .prompt_len = 1, .n_tokens = TOKENS, .tokens = tokens, .n_routes = 1, .routes = &run};
     wb_hooks_options options = wb_hooks_options_default();
