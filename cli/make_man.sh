@@ -17,6 +17,7 @@ troff() {
         function plain(text) {
             gsub(/\\/, "\\e", text)
             gsub(/-/, "\\-", text)
+            gsub(/\|/, "|\\\\:", text) # a long list of choices may be broken behind any of them
             return (text ~ /^[.\047]/ ? "\\&" : "") text
         }
         function new_paragraph() { if (open_paragraph) { print ".PP"; open_paragraph = 0 } }

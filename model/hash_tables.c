@@ -43,7 +43,7 @@ const wb_hash_routes *wb_model_hash_routes(const wb_model *m) {
     return m->hash.n_layers > 0 ? &m->hash : NULL;
 }
 
-static wb_status upload(wb_model *m) {
+static wb_status upload(const wb_model *m) {
     const size_t bytes = (size_t)(m->hash.n_layers * wb_hash_table_length(m)) * sizeof(int32_t);
     return m->hash.n_layers == 0 ? WB_OK
                                  : m->device->to_device(m->device, m->hash_tables.data, m->hash_ids, bytes);
@@ -145,9 +145,9 @@ wb_status wb_hash_tables_fill(wb_model *m, uint64_t seed) {
     return upload(m);
 }
 
-wb_status wb_hash_tables_copy(wb_model *to, const wb_model *from) {
+wb_status wb_hash_tables_copy(const wb_model *to, const wb_model *from) {
     const size_t n = (size_t)(to->hash.n_layers * wb_hash_table_length(to));
-    if (n == 0) return WB_OK;
+    if (n == 0 || memcmp(to->hash_ids, from->hash_ids, n * sizeof *to->hash_ids) == 0) return WB_OK;
     memcpy(to->hash_ids, from->hash_ids, n * sizeof *to->hash_ids);
     return upload(to);
 }

@@ -22,8 +22,8 @@ wb_status wb_hash_tables_read(const wb_model *model, const wb_safetensors *files
 /* Random ones, of distinct experts; the same for a seed everywhere. */
 wb_status wb_hash_tables_fill(wb_model *model, uint64_t seed);
 
-/* Those of another model of the same configuration. */
-wb_status wb_hash_tables_copy(wb_model *to, const wb_model *from);
+/* Those of another model of the same configuration; as a rule they are the same, and nothing is copied. */
+wb_status wb_hash_tables_copy(const wb_model *to, const wb_model *from);
 
 /* Of all of them, as one number. */
 uint64_t wb_hash_tables_digest(const wb_model *model);

@@ -1,5 +1,4 @@
 /* model_clone.c - a model from another one's weights, without its files. */
-#include "hash_tables.h"
 #include "model_copy_travel.h"
 #include "wb_text.h"
 
@@ -10,8 +9,7 @@ static wb_status clone_local(const wb_model *from, const wb_model_options *optio
     WB_TRY(wb_model_new(&from->config, from->family, &own, model));
     if (from->source_config) WB_TRY(wb_text_format(&(*model)->source_config, "%s", from->source_config));
     (*model)->companions = wb_companions_share(from->companions);
-    WB_TRY(wb_model_check_copy(*model, from));
-    return wb_hash_tables_copy(*model, from);
+    return wb_model_check_copy(*model, from);
 }
 
 static wb_status copy_weights(wb_model *model, const wb_model *from) {

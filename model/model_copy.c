@@ -1,6 +1,7 @@
 /* model_copy.c - the weights of one model into another: what this rank has of both. Refuses: experts that are
  * on other ranks (model_copy_travel.c). */
 #include "collective.h"
+#include "hash_tables.h"
 #include "model_copy_travel.h"
 
 /* ---- where an expert of this rank is --------------------------------------------------------- */
@@ -64,6 +65,7 @@ static wb_status copy_local(const wb_model *to, const wb_model *from) {
         WB_TRY(t->moe_layer >= 0 ? copy_slots(to, from, i)
                                  : copy_elements(to->device, t, 0, &from->params[i], 0, t->n));
     }
+    WB_TRY(wb_hash_tables_copy(to, from));
     return to->mtp ? copy_local(to->mtp, from->mtp) : WB_OK;
 }
 
