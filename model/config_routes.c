@@ -1,5 +1,5 @@
-/* config_routes.c - whose routes those of a config.json are, for every family that others run and for what
- * this engine does not compute: only what routes depend on is read.
+/* config_routes.c - whose routes those of a config.json are, for every family that others run, for what this
+ * engine does not compute and where keys that it needs are absent: only what routes depend on is read.
  *
  * Refuses: families whose routers and dense layers it does not know, by name. */
 #include "config.h"
@@ -131,7 +131,7 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
 }
 
 /* A family that this engine runs has the fingerprint that the engine gives it. How weights are stored changes
- * no route; UNSUPPORTED: the engine does not compute such a model. */
+ * no route; UNSUPPORTED: the engine does not compute such a model; CORRUPT: the file lacks what it needs. */
 static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *model, uint32_t *vocab_out) {
     wb_config config = {0};
     json_object_del(root, "quantization_config");
@@ -150,7 +150,8 @@ static wb_status read_root(json_t *root, uint32_t *moe_layers, wb_route_model *m
     const struct route_family *family = NULL;
     WB_TRY(find_family(root, &family));
     const wb_status status = as_engine(root, moe_layers, model, vocab_out);
-    if (status != WB_UNSUPPORTED) return status;
+    /* CORRUPT: a key is absent or of another type. If routes depend on it, that is found again below. */
+    if (status != WB_UNSUPPORTED && status != WB_CORRUPT) return status;
     const json_t *text = wb_json_value(root, "text_config");
     if (!json_is_object(text) || wb_json_value(root, "num_hidden_layers")) text = root;
     *model = (wb_route_model){0};

@@ -38,8 +38,8 @@ void wb_mtp_drafts_add(wb_mtp_drafts *drafts, wb_sequence *s, int32_t seq, int32
         drafts->hidden_rows[t] = row + (int32_t)i;
     }
     if (start + n + 1 != wb_sequence_length(s) || wb_sequence_max_drafts(s) == 0) return;
-    /* What is fed again, after a preemption or with a state that went back, is guessed from again: guesses
-     * that were made behind it before would stand in front of these, and reach beyond the request's room. */
+    /* Nothing was sampled where the last token but one was fed again, after a preemption or a wrong draft:
+     * guesses of an earlier step still stand there, and the request has no room for both. */
     s->entry.n_proposed = 0;
     drafts->sequences[drafts->n_guesses] = s;
     drafts->logit_rows[drafts->n_guesses++] = (int32_t)drafts->n_rows - 1;

@@ -87,7 +87,8 @@ static bool reader_is_gone(void) {
     return poll(&out, 1, 0) == 1 && (out.revents & POLLERR) != 0;
 }
 
-/* The exit status, once what was said is known to be written; 1 where it is not. */
+/* The exit status, once what was said is known to be written; 1 where it is not. Before MPI ends, which
+ * leaves another errno than the write's. */
 static int end(int code) {
     errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return code;
@@ -109,8 +110,9 @@ int main(int argc, char **argv) {
     if (status != WB_OK && rank == 0) fprintf(stderr, "waybill-grpo: %s\n", wb_error_message());
     if (status == WB_OK && action == 0 && o.plan_ranks > 0) {
         status = plan(&o, rank);
+        const int code = end(status == WB_OK ? 0 : 1);
         MPI_Finalize();
-        return end(status == WB_OK ? 0 : 1);
+        return code;
     }
     if (status == WB_OK && action == 0) {
         interrupt_watch();
@@ -121,7 +123,7 @@ int main(int argc, char **argv) {
             MPI_Abort(MPI_COMM_WORLD, 1);
         }
     }
+    const int code = end(stopped != 0 ? 128 + stopped : status == WB_OK ? 0 : 2); /* as a shell says it */
     MPI_Finalize();
-    if (stopped != 0) return end(128 + stopped); /* as a shell says it */
-    return end(status == WB_OK ? 0 : 2);
+    return code;
 }

@@ -17,7 +17,7 @@ typedef struct mtp_run {
     wb_infer *infer;
     int64_t n_seqs, S, V;
     const int32_t *tokens; /* [n_seqs, S] */
-    int32_t *memory, *fed, *pos, *seq, *rows, *hidden_rows, *blocks;
+    int32_t *memory, *fed, *pos, *seq, *rows, *hidden_rows, *blocks, *states;
     int32_t n_blocks; /* of a sequence */
     void *ids;        /* device, of the decoder's choices */
 } mtp_run;
@@ -39,11 +39,13 @@ static wb_status mtp_open(wb_model *model, wb_device *device, int64_t n_seqs, in
     options.max_sequences = (int32_t)max_seqs;
     options.max_blocks = (int32_t)blocks;
     options.drafts = true;
-    run->memory = calloc((size_t)(5 * T + n_seqs * blocks) + 1, sizeof *run->memory);
+    run->memory = calloc((size_t)(5 * T + n_seqs * (blocks + 1)) + 1, sizeof *run->memory);
     if (!run->memory) return wb_fail(WB_OUT_OF_MEMORY, "rows of MTP layers");
     int32_t **const arrays[] = {&run->fed, &run->pos, &run->seq, &run->rows, &run->hidden_rows, &run->blocks};
     for (int i = 0; i < 6; i++) *arrays[i] = run->memory + i * T;
     for (int64_t i = 0; i < n_seqs * blocks; i++) run->blocks[i] = (int32_t)i;
+    run->states = run->blocks + n_seqs * blocks;
+    for (int64_t s = 0; s < n_seqs; s++) run->states[s] = (int32_t)s;
     WB_TRY(wb_infer_open(model, &options, &run->infer));
     const size_t row_bytes = wb_route_row_bytes(wb_model_routes(model));
     return device->mem_alloc(device, (size_t)T * row_bytes + 1, &run->ids);
@@ -73,6 +75,7 @@ static wb_infer_batch mtp_rows(const mtp_run *run, int64_t first, int64_t n, int
                             .n_seqs = (int32_t)run->n_seqs,
                             .max_blocks = run->n_blocks,
                             .blocks = run->blocks,
+                            .states = run->states,
                             .n_logits = T,
                             .logit_rows = run->rows};
 }
