@@ -90,11 +90,8 @@ static bool reader_is_gone(void) {
 /* The exit status, once what was said is known to be written; 1 where it is not. Before MPI ends, which
  * leaves another errno than the write's. */
 static int end(int code) {
-    errno = 0;
     if (fflush(stdout) == 0 && !ferror(stdout)) return code;
-    int error = errno;
-    /* Where an earlier write failed its reason is gone, and one more write has the same. */
-    if (error == 0 && write(STDOUT_FILENO, "\n", 1) < 0) error = errno;
+    const int error = errno;
     if (reader_is_gone()) return code; /* `| head` has what it wanted */
     fprintf(stderr, "waybill-grpo: the output cannot be written: %s\n", strerror(error));
     return code != 0 ? code : 1;
