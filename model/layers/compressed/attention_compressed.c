@@ -124,7 +124,6 @@ static void layout(wb_compressed *a, wb_model *m, const wb_sizes *sizes, int32_t
     a->model = m;
     a->ratio = ratio;
     a->sparse = sparse;
-    a->keeps_steps = sizes->backward;
     wb_place_activations(arena, m, &a->low, T, c->compressed.q_rank);
     wb_place_activations(arena, m, &a->q, T, q);
     wb_place_activations(arena, m, &a->kv, T, d);
