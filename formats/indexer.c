@@ -57,16 +57,19 @@ static wb_status cell_fail(const wb_route_model *m, const wb_record *r, size_t c
                    bound, found);
 }
 
-static wb_status cell_check(const wb_route_model *m, const wb_record *r, size_t cell, uint32_t position) {
+/* `total`: the last cell's end. There are as many positions, so that none is read beyond it. */
+static wb_status cell_check(const wb_route_model *m, const wb_record *r, size_t cell, uint32_t position,
+                            uint64_t total) {
     const wb_indexer_rows *run = r->indexer;
-    const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0;
+    const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0, end = run->ends[cell];
     const uint32_t count = run->counts[cell];
     /* A position is at most the token's own, so that there are position + 1 of them. */
     const uint64_t most = m->indexer_k < position + 1 ? m->indexer_k : (uint64_t)position + 1;
     if (count > most) return cell_fail(m, r, cell, "a count of at most", most, count);
-    if (run->ends[cell] != from && run->ends[cell] - from != count)
-        return cell_fail(m, r, cell, "an end of", from + count, run->ends[cell]);
-    for (uint64_t i = from; i < run->ends[cell]; i++) {
+    if (end != from && (end < from || end - from != count))
+        return cell_fail(m, r, cell, "an end of", from + count, end);
+    if (end > total) return cell_fail(m, r, cell, "an end of at most that of the last cell,", total, end);
+    for (uint64_t i = from; i < end; i++) {
         if (run->positions[i] > position)
             return cell_fail(m, r, cell, "positions of at most", position, run->positions[i]);
         if (i > from && run->positions[i] <= run->positions[i - 1])
@@ -88,9 +91,10 @@ wb_status wb_indexer_check(const wb_route_model *m, const wb_record *r) {
                        " must be inside [0, %" PRIu32 ")",
                        r->rid, run->rows, run->start, limit);
     const size_t cells = (size_t)run->rows * columns;
-    if (cells > 0 && (!run->counts || !run->ends || (run->ends[cells - 1] > 0 && !run->positions)))
+    const uint64_t total = cells > 0 && run->ends ? run->ends[cells - 1] : 0;
+    if (cells > 0 && (!run->counts || !run->ends || (total > 0 && !run->positions)))
         return wb_fail(WB_INVALID_ARGUMENT, "record %s: indexer: counts, ends or positions NULL", r->rid);
     for (size_t cell = 0; cell < cells; cell++)
-        WB_TRY(cell_check(m, r, cell, run->start + (uint32_t)(cell / columns)));
+        WB_TRY(cell_check(m, r, cell, run->start + (uint32_t)(cell / columns), total));
     return WB_OK;
 }

@@ -72,7 +72,7 @@ static inline int64_t wb_delta_channels(const wb_delta_sizes *d) {
 
 /* Attention over compressed entries, and hash-routed layers (config_compressed.c). */
 wb_status wb_config_read_compressed(const json_t *root, wb_config *config);
-wb_status wb_config_check_compressed(const wb_config *config);
+wb_status wb_config_check_compressed(const wb_config *config, const wb_family_rules *rules);
 void wb_config_usual_compressed(wb_config *config); /* rates where they are 0, and kinds of layers */
 int32_t wb_config_compress_rate(const wb_config *config, int32_t layer); /* positions to an entry; 0: none */
 bool wb_config_is_sparse(const wb_config *config, int32_t layer);        /* an indexer chooses entries */

@@ -39,6 +39,17 @@ static wb_status check_layers(const wb_config *c, const wb_family_rules *rules) 
     return wb_config_in_range("intermediate_size", c->dense_width, min, INT32_MAX / 2);
 }
 
+/* A table has router.top_k ids for each token. */
+static wb_status check_hash_top_k(const wb_config *c) {
+    for (int32_t l = 0, moe = 0; l < c->n_layers; l++) {
+        if (wb_config_is_hash(c, l))
+            WB_TRY(wb_config_in_range("layer_top_k of a hash-routed layer", c->layer_top_k[moe],
+                                      c->router.top_k, c->router.top_k));
+        moe += wb_config_is_moe(c, l);
+    }
+    return WB_OK;
+}
+
 /* A K for each MoE layer, or none for any. */
 static wb_status check_layer_top_k(const wb_config *c) {
     const int32_t n = wb_config_n_moe(c);
@@ -48,6 +59,7 @@ static wb_status check_layer_top_k(const wb_config *c) {
         WB_TRY(wb_config_in_range("layer_top_k", c->layer_top_k[l], 1, c->router.top_k));
         if (c->layer_top_k[l] > most) most = c->layer_top_k[l];
     }
+    WB_TRY(check_hash_top_k(c));
     return wb_config_in_range("layer_top_k, the largest", most, c->router.top_k, c->router.top_k);
 }
 
@@ -117,6 +129,7 @@ wb_status wb_config_check_by(const wb_config *c, const wb_family_rules *rules) {
     WB_TRY(wb_config_check_rope(c, rules));
     WB_TRY(wb_config_check_mla(c, rules));
     WB_TRY(wb_config_check_delta(c, rules));
+    WB_TRY(wb_config_check_compressed(c, rules));
     WB_TRY(check_heads_by(c, rules));
     WB_TRY(check_layers(c, rules));
     WB_TRY(check_router(c, rules));

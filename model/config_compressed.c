@@ -226,8 +226,25 @@ static wb_status check_sizes(const wb_config *c) {
     return wb_config_in_range("compress rate of heavy layers", s->heavy_rate, 1, 65536);
 }
 
-wb_status wb_config_check_compressed(const wb_config *c) {
+static wb_status check_none(const wb_config *c, const wb_family_rules *rules) {
+    if (c->compressed.q_rank != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "compressed: expected none for %s, found q of rank %d",
+                       rules->model_type, c->compressed.q_rank);
+    if (c->hyper.n_streams != 0)
+        return wb_fail(WB_INVALID_ARGUMENT, "hyper: expected none for %s, found %d streams",
+                       rules->model_type, c->hyper.n_streams);
+    for (int32_t l = 0; l < WB_MAX_LAYERS; l++)
+        if (wb_config_is_hash(c, l) || wb_config_is_sparse(c, l) ||
+            has_bit(c->compressed.heavy_layer_mask, l))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "compressed or hash layers: expected none for %s, found layer %d",
+                           rules->model_type, l);
+    return WB_OK;
+}
+
+wb_status wb_config_check_compressed(const wb_config *c, const wb_family_rules *rules) {
     const wb_compressed_sizes *s = &c->compressed;
+    if (!rules->compressed) return check_none(c, rules);
     WB_TRY(check_sizes(c));
     WB_TRY(wb_config_positive("compress_rope_theta", s->rope_theta));
     WB_TRY(wb_config_in_range("rotated dimensions of a head", c->rotary_dim, 2, c->head_dim));

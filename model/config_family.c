@@ -104,7 +104,7 @@ wb_status wb_config_complete(wb_config *config) {
                    .hyper = config->hyper};
     if (rules->latent_attention) set_mla(&c);
     if (rules->delta_net) set_delta(&c);
-    if (rules->read_rope) set_compressed(&c);
+    if (rules->compressed) set_compressed(&c);
     set_groups(&c.router, rules);
     set_layers(&c, rules);
     *config = c;

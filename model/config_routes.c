@@ -142,6 +142,8 @@ static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *m
     const wb_status status = wb_config_parse(part, rules, &config);
     json_decref(part);
     WB_TRY(status);
+    if (config.layer_top_k[0] > 0) /* the route model would point into the configuration, which goes here */
+        return wb_fail(WB_INVALID_ARGUMENT, "layer_top_k: expected one K for all layers");
     *vocab_out = (uint32_t)config.vocab_size;
     return wb_config_routes(&config, moe_layers, model);
 }

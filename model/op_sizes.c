@@ -33,13 +33,15 @@ static int64_t widest_of(const wb_model *model) {
     return widest;
 }
 
-/* What a query of a model with compressed entries sees at most, of so many positions. */
+/* What a query of a model with compressed entries sees at most, of so many positions: a window, and all
+ * entries of a heavy layer or those that an indexer chose. Such a model has no attention without entries. */
 static void add_entries(const wb_config *c, int64_t keys, wb_op_sizes *most) {
     const wb_compressed_sizes *s = &c->compressed;
     if (s->q_rank == 0) return;
     const int64_t window = c->window < keys ? c->window : keys, heavy = keys / s->heavy_rate,
-                  sparse = keys / s->sparse_rate;
-    most->entry_keys = window + (heavy > sparse ? heavy : sparse);
+                  sparse = keys / s->sparse_rate, chosen = sparse < s->index_top_k ? sparse : s->index_top_k;
+    most->keys = 0;
+    most->entry_keys = window + (heavy > chosen ? heavy : chosen);
     most->ranked_entries = sparse;
     most->index_heads = s->index_heads;
     most->index_dim = s->index_dim;

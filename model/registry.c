@@ -163,6 +163,11 @@ int32_t wb_registry_taps(wb_registry *registry, int32_t layer, const char *name,
     return param;
 }
 
+void wb_registry_no_gradient(wb_registry *registry, int32_t first) {
+    for (int32_t i = first; registry->fill && i < registry->n_tensors; i++)
+        registry->model->tensors[i].no_gradient = true;
+}
+
 /* ---- use ------------------------------------------------------------------------------------- */
 
 int32_t wb_model_n_tensors(const wb_model *model) {

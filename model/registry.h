@@ -41,6 +41,9 @@ int32_t wb_registry_vector(wb_registry *registry, int32_t layer, const char *nam
 int32_t wb_registry_taps(wb_registry *registry, int32_t layer, const char *name, int64_t channels,
                          int64_t width);
 
+/* The tensors declared since there were `first` of them have no gradient. */
+void wb_registry_no_gradient(wb_registry *registry, int32_t first);
+
 /* What the family calls a tensor, or a part of its name. */
 const char *wb_registry_name(const wb_model *model, const char *name);
 

@@ -13,9 +13,10 @@ static bool looks_at_normalize(wb_router_type type) {
     return type == WB_ROUTER_SIGMOID || type == WB_ROUTER_SQRTSOFTPLUS || type == WB_ROUTER_HASH;
 }
 
-/* Text that grows; what does not fit is cut, which sizes here do not bring about. */
+/* Text that grows; what does not fit is cut, which sizes here do not bring about: three bytes of K for
+ * each of 1024 layers, six masks of 272 bytes, and less than 2048 bytes of numbers. */
 typedef struct text {
-    char text[4096];
+    char text[8192];
     size_t used;
 } text;
 

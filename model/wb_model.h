@@ -347,6 +347,9 @@ typedef struct wb_tensor {
     int64_t offset;      /* ... where data is not NULL, its first element there (wb_train_grad) */
     int32_t rank;        /* that has it; -1: all have */
     wb_physical_id slot; /* that it is in; WB_NO_SLOT: not of an expert */
+    /* No backward writes its gradient, which stays 0, as of an indexer: an optimizer is to leave it alone, or
+     * weight decay would take it to 0. */
+    bool no_gradient;
 } wb_tensor;
 WB_API int32_t wb_model_n_tensors(const wb_model *model);
 /* 0 <= i < n. Of an expert: its first replica on this rank; where none is, its replica 0. */

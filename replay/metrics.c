@@ -50,8 +50,8 @@ static double *load_of(const wb_replay *r, uint32_t l, int map) {
            ((size_t)l * N_MAPS + (size_t)map) * E;
 }
 
-static void count_load(const wb_replay *r, const uint8_t *ids, double *load) {
-    for (uint32_t k = 0; k < r->model.top_k; k++) load[wb_route_id(ids, r->dtype, k)] += 1;
+static void count_load(const wb_replay *r, uint32_t K, const uint8_t *ids, double *load) {
+    for (uint32_t k = 0; k < K; k++) load[wb_route_id(ids, r->dtype, k)] += 1;
 }
 
 void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *native,
@@ -65,8 +65,8 @@ void wb_replay_measure_rows(wb_replay *r, const layer_rows *s, const uint8_t *na
         uint32_t t = s->row + i;
         const uint8_t *forced = s->ids + i * r->row_bytes, *chosen = native + i * native_stride_bytes;
         uint32_t common = wb_route_common(forced, chosen, r->dtype, K);
-        count_load(r, forced, forced_load);
-        count_load(r, chosen, native_load);
+        count_load(r, K, forced, forced_load);
+        count_load(r, K, chosen, native_load);
         s->noted[i] |= NOTED_MEASURED;
         sums[LAYER_TOKENS] += 1;
         sums[LAYER_OVERLAP] += (double)common / K;
@@ -123,14 +123,15 @@ wb_status wb_replay_get_load(const wb_replay *r, int32_t layer, double *forced_o
 
 void wb_replay_get_metrics(const wb_replay *r, wb_replay_metrics *metrics_out,
                            wb_replay_layer_metrics *layers_out) {
+    const uint32_t n_weighted = wb_route_weighted(&r->model); /* the others are work for no rank */
     const double *s = r->sums;
     double decisions = 0, decisions_differ = 0, n_loads = 0, balance[N_MAPS] = {0};
     for (uint32_t l = 0; l < r->model.n_moe_layers; l++) {
         const double *layer = s + SUMS_FIXED + (size_t)l * SUMS_PER_LAYER;
         decisions += layer[LAYER_TOKENS];
         decisions_differ += layer[LAYER_DIFFER];
-        const double forced = balancedness(load_of(r, l, MAP_FORCED), r->model.num_experts),
-                     native = balancedness(load_of(r, l, MAP_NATIVE), r->model.num_experts);
+        const double forced = balancedness(load_of(r, l, MAP_FORCED), n_weighted),
+                     native = balancedness(load_of(r, l, MAP_NATIVE), n_weighted);
         n_loads += layer[LAYER_TOKENS] > 0;
         balance[MAP_FORCED] += forced;
         balance[MAP_NATIVE] += native;

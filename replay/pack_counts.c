@@ -31,16 +31,28 @@ void wb_pack_sketch(const wb_route_model *model, const uint64_t *counts, uint32_
     }
 }
 
+/* Numbers of a micro-batch's loads: experts without weights have none. */
+static size_t n_loads(const wb_pack *p) {
+    return (size_t)p->model.n_moe_layers * wb_route_weighted(&p->model);
+}
+
+/* loads [L][experts with weights] += counts [L][E]. */
+static void add_counts(const wb_route_model *model, const uint64_t *counts, double *loads) {
+    const size_t L = model->n_moe_layers, E = model->num_experts, weighted = wb_route_weighted(model);
+    for (size_t l = 0; l < L; l++)
+        for (size_t e = 0; e < weighted; e++) loads[l * weighted + e] += (double)counts[l * E + e];
+}
+
 static wb_status count_own(wb_pack *p) {
     const size_t n = (size_t)p->model.n_moe_layers * p->model.num_experts;
     uint64_t *counts;
-    WB_TRY(WB_OWN(&p->memory, p->loads, p->n_micro_batches * n, "packing: loads"));
+    WB_TRY(WB_OWN(&p->memory, p->loads, p->n_micro_batches * n_loads(p), "packing: loads"));
     WB_TRY(WB_NEW(counts, n, "packing: counts"));
     for (uint32_t i = 0; i < p->n_own; i++) {
-        double *loads = p->loads + p->places[p->home_start[p->rank] + i].micro_batch * n;
+        const wb_pack_place *place = &p->places[p->home_start[p->rank] + i];
         memset(counts, 0, n * sizeof *counts);
         wb_record_count(&p->model, p->own[i].record, 0, p->own[i].rows, counts);
-        for (size_t j = 0; j < n; j++) loads[j] += (double)counts[j];
+        add_counts(&p->model, counts, p->loads + place->micro_batch * n_loads(p));
     }
     free(counts);
     return WB_OK;
@@ -48,6 +60,5 @@ static wb_status count_own(wb_pack *p) {
 
 wb_status wb_pack_sum_loads(wb_pack *p, wb_comm *comm) {
     WB_TRY(wb_comm_agree(comm, count_own(p)));
-    return wb_comm_all_reduce_f64(comm, p->loads,
-                                  (size_t)p->n_micro_batches * p->model.n_moe_layers * p->model.num_experts);
+    return wb_comm_all_reduce_f64(comm, p->loads, p->n_micro_batches * n_loads(p));
 }

@@ -100,8 +100,8 @@ typedef struct wb_pack_place {
 /* Of all sequences of all ranks, [*n_out], by home and index; the same on every rank. Owner: pack. */
 WB_API const wb_pack_place *wb_pack_places(const wb_pack *pack, uint32_t *n_out);
 
-/* [M][L][E] (row, choice) pairs for each expert, exact, the same on every rank: as wb_eplb_solve takes them.
- * Owner: pack. */
+/* [M][L][experts that have weights] (row, choice) pairs for each, exact, the same on every rank: as
+ * wb_eplb_solve takes them, which places no others. Owner: pack. */
 WB_API const double *wb_pack_loads(const wb_pack *pack);
 
 /* A sequence that is trained on this rank. */

@@ -284,7 +284,8 @@ typedef struct wb_replay_layer_metrics {
     double tokens;  /* rows that have ids in the plan and whose native choice is known */
     double overlap; /* mean share of the K forced ids that are among the K native ones (overlap@K) */
     double differ;  /* share of those rows whose native set of ids is not the forced set */
-    /* Mean over maximum of the experts' load of those rows, by the forced and by the native ids. */
+    /* Mean over maximum of the load that those rows make of the experts that have weights, by the forced and
+     * by the native ids. */
     double forced_balancedness, native_balancedness;
 } wb_replay_layer_metrics;
 

@@ -32,8 +32,11 @@ void bias_count(const trainer *t, const packed_batch *p, const micro_batch *mb) 
     if (!p->loads) return;
     for (int64_t row = 0; row < mb->T; row++) {
         const char *used = (const char *)p->host_ids + (size_t)row * p->row_bytes;
-        for (int64_t i = 0; i < p->stride; i++)
-            p->loads[i / model->top_k * model->num_experts + wb_route_id(used, dtype, (size_t)i)]++;
+        for (uint32_t l = 0; l < model->n_moe_layers; l++) {
+            double *loads = p->loads + (size_t)l * model->num_experts;
+            const size_t first = wb_route_layer_first(model, l), K = wb_route_layer_k(model, l);
+            for (size_t k = 0; k < K; k++) loads[wb_route_id(used, dtype, first + k)]++;
+        }
     }
 }
 

@@ -276,7 +276,7 @@ static wb_status start_gather(optimizer *opt, const wb_tensor *t) {
 static wb_status update_replicated(optimizer *opt) {
     for (int32_t i = 0; i < wb_model_n_tensors(opt->model); i++) {
         const wb_tensor t = wb_model_tensor(opt->model, i);
-        if (t.expert >= 0) continue;
+        if (t.expert >= 0 || t.no_gradient) continue;
         const optimizer_part part = part_of_rank(opt, &t, wb_comm_rank(opt->comm));
         WB_TRY(update_elements(opt, i, 0, part.n, wb_train_grad(opt->train, &t) + part.first,
                                wb_rows_from((wb_rows){t.data, t.dtype}, part.first)));

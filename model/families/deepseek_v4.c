@@ -42,8 +42,7 @@ static wb_status check(const wb_config *c) {
     WB_TRY(wb_config_in_range("hc_mult", c->hyper.n_streams, 1, WB_MAX_STREAMS));
     WB_TRY(wb_config_in_range("hc_sinkhorn_iters", c->hyper.iterations, 1, WB_MAX_SINKHORN));
     WB_TRY(wb_config_positive("hc_eps", (double)c->hyper.eps));
-    WB_TRY(wb_config_in_range("num_key_value_heads", c->n_kv_heads, 1, 1));
-    return wb_config_check_compressed(c);
+    return wb_config_in_range("num_key_value_heads", c->n_kv_heads, 1, 1);
 }
 
 static int write(const wb_config *c, json_t *root) {
@@ -122,6 +121,7 @@ const wb_family_rules wb_family_deepseek_v4 = {
     .norm_eps = 1e-6,
     .rope_theta = 10000.0,
     .rope_keys = rope_keys,
+    .compressed = true,
     .rotary_factor = 0.125,
     .max_positions = 1048576,
     .n_kv_heads = 1,

@@ -59,6 +59,7 @@ struct wb_family_rules {
     wb_qk_norm qk_norm;
     bool latent_attention; /* wb_config.mla is read, and head_dim and n_kv_heads follow from it */
     bool delta_net;        /* wb_config.delta is read, in place of windows */
+    bool compressed;       /* wb_config.compressed, hyper and hash_layer_mask are read */
     bool qk_norm_varies;   /* between that and WB_QK_NORM_PER_HEAD, as `read` finds */
     double norm_eps, rope_theta;
     int32_t max_positions;

@@ -14,8 +14,8 @@ from ._record import Record, check_record
 
 class Pack(NamedTuple):
     """micro_batches: for each, (index, rows) of the sequences that it feeds, the first `rows` tokens of
-    records[index]. first: [U + 1] the first micro-batch of each update, and M. loads: [M, L, E] f8, how often
-    each micro-batch will choose each expert, as waybill.eplb.solve takes them."""
+    records[index]. first: [U + 1] the first micro-batch of each update, and M. loads: [M, L, weighted] f8, how
+    often each micro-batch will choose each expert that has weights, as waybill.eplb.solve takes them."""
 
     micro_batches: list[list[tuple[int, int]]]
     first: list[int]
@@ -76,5 +76,5 @@ def _read(opened: Any, model: Any, n_updates: int) -> Pack:
     for place in (_abi.structs["wb_pack_place"] * n.value).from_address(places) if n.value else ():
         micro_batches[place.micro_batch].append((place.index, place.rows))
     first = [_abi.functions["wb_pack_first"](opened, u) for u in range(n_updates + 1)]
-    shape = (M, model.n_moe_layers, model.num_experts)
+    shape = (M, model.n_moe_layers, model.weighted)
     return Pack(micro_batches, first, _abi.copied(_abi.functions["wb_pack_loads"](opened), shape, np.float64))

@@ -1,5 +1,5 @@
 /* test_grpo_optimizer.c - waybill-grpo's optimizer refuses a device that lacks an op when it is opened, by
- * the op's name, and takes a step on a device with no other op. */
+ * the op's name, and takes a step on a device with no other op; what has no gradient stays as it is. */
 #include "model/model_fixture.h"
 #include "support/missing_op.h"
 
@@ -41,7 +41,41 @@ static void test_each_op_is_missed_by_name(void **unused) {
     wb_comm_close(comm);
 }
 
+/* Gradients of 0, so that a step is weight decay alone. */
+static void test_an_indexer_is_left_alone(void **unused) {
+    (void)unused;
+    const wb_config config = variant_config(VARIANT_ENTRIES);
+    wb_comm *comm;
+    MUST(wb_comm_open_self(&comm));
+    fixture f = fixture_create(&config, 3, comm, 1);
+    MUST(wb_train_zero_grads(f.train));
+    int n_indexer = 0;
+    const int32_t n = wb_model_n_tensors(f.model);
+    float **before = calloc((size_t)n, sizeof *before);
+    for (int32_t i = 0; i < n; i++) {
+        const wb_tensor t = wb_model_tensor(f.model, i);
+        before[i] = malloc((size_t)t.n * sizeof **before);
+        assert_true(t.dtype == WB_F32);
+        memcpy(before[i], t.data, (size_t)t.n * sizeof **before);
+    }
+    step_of(&f);
+    for (int32_t i = 0; i < n; i++) {
+        const wb_tensor t = wb_model_tensor(f.model, i);
+        const bool alone = strstr(t.name, "indexer") != NULL;
+        const bool same = memcmp(before[i], t.data, (size_t)t.n * sizeof **before) == 0;
+        if (t.no_gradient != alone || (t.n_dims > 1 && same != alone))
+            fail_msg("%s: no gradient %d, the same %d", t.name, t.no_gradient, same);
+        n_indexer += alone;
+        free(before[i]);
+    }
+    assert_true(n_indexer > 0);
+    free(before);
+    fixture_close(&f);
+    wb_comm_close(comm);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_each_op_is_missed_by_name)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_each_op_is_missed_by_name),
+                                       cmocka_unit_test(test_an_indexer_is_left_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

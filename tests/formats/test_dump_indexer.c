@@ -188,6 +188,16 @@ static void test_records_that_cannot_be(void **state) {
     ends[1] = 1;
     refused(m, &r, "expected an end of 2, found 1");
     ends[1] = 2;
+    /* Ends that go back: there are as many positions as the last end says, none here. */
+    memset(ends, 0, sizeof ends);
+    ends[0] = 2;
+    run.positions = NULL;
+    refused(m, &r, "position 2, model layer 0: expected an end of at most that of the last cell, 0, found 2");
+    ends[0] = 0;
+    OK(wb_record_check(m, &r, false));
+    memcpy(ends, (uint64_t[]){2, 2, 3, 3}, sizeof ends);
+    refused(m, &r, "counts, ends or positions NULL");
+    run.positions = positions;
     run.counts = NULL;
     refused(m, &r, "counts, ends or positions NULL");
     run.counts = counts;

@@ -356,6 +356,31 @@ static void test_bad_sizes_of_latent_attention(void **state) {
     assert_message_has("mla: expected none for qwen3_moe");
 }
 
+/* What only one family has is refused in others, and a K of a hash-routed layer that its table has not. */
+static void test_what_only_deepseek_v4_has(void **state) {
+    (void)state;
+    const wb_config usual = expect_ok("qwen3_moe", NULL, NULL);
+    wb_config c = usual;
+    c.compressed.q_rank = 8;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("compressed: expected none for qwen3_moe, found q of rank 8");
+    c = usual;
+    c.hyper.n_streams = 4;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("hyper: expected none for qwen3_moe, found 4 streams");
+    c = usual;
+    c.hash_layer_mask[0] = 2;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("compressed or hash layers: expected none for qwen3_moe, found layer 1");
+    c = released("deepseek_v4_flash");
+    for (int32_t l = 0; l < wb_config_n_moe(&c); l++) c.layer_top_k[l] = 6;
+    c.layer_top_k[3] = 5;
+    assert_int_equal(wb_config_check(&c), WB_OK);
+    c.layer_top_k[2] = 5;
+    assert_int_equal(wb_config_check(&c), WB_INVALID_ARGUMENT);
+    assert_message_has("layer_top_k of a hash-routed layer: expected 6..6, found 5");
+}
+
 static void test_released_mixtral(void **state) {
     (void)state;
     wb_config c = released("mixtral_8x7b");
@@ -748,6 +773,7 @@ int main(void) {
         cmocka_unit_test(test_deepseek_v4_in_both_spellings),
         cmocka_unit_test(test_bad_sizes_of_compressed_attention),
         cmocka_unit_test(test_bad_sizes_of_latent_attention),
+        cmocka_unit_test(test_what_only_deepseek_v4_has),
         cmocka_unit_test(test_released_mixtral),
         cmocka_unit_test(test_released_gpt_oss),
         cmocka_unit_test(test_routes_of_a_configuration),

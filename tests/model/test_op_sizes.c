@@ -56,7 +56,24 @@ static wb_op_sizes sizes_of(const wb_model *model, wb_dtype activations, int64_t
                          .n_slots = (int32_t)wb_placement_topology(p)->n_slots,
                          .n_groups = (int32_t)here,
                          .vocab_size = c->vocab_size,
+                         .index_heads = c->compressed.index_heads,
+                         .index_dim = c->compressed.index_dim,
+                         .compress_channels =
+                             2 * larger(c->compressed.q_rank > 0 ? c->head_dim : 0, c->compressed.index_dim),
+                         .n_streams = c->hyper.n_streams,
                          .dtype = activations};
+}
+
+/* What a query sees of so many positions. */
+static void expect_keys(const wb_config *c, int64_t keys, wb_op_sizes *expected) {
+    const wb_compressed_sizes *s = &c->compressed;
+    expected->keys = keys;
+    if (s->q_rank == 0) return;
+    const int64_t heavy = keys / s->heavy_rate, sparse = keys / s->sparse_rate, window = c->window;
+    expected->keys = 0;
+    expected->ranked_entries = sparse;
+    expected->entry_keys =
+        -larger(-window, -keys) + larger(heavy, sparse < s->index_top_k ? sparse : s->index_top_k);
 }
 
 /* Of the embedding, of a router, of gate and up of all slots here, or of what queries with gates and a gated
@@ -92,6 +109,12 @@ static void expect_told(const wb_op_sizes *expected) {
     EXPECT(told.head_dim == expected->head_dim);
     EXPECT(told.value_dim == expected->value_dim);
     EXPECT(told.keys == expected->keys);
+    EXPECT(told.entry_keys == expected->entry_keys);
+    EXPECT(told.ranked_entries == expected->ranked_entries);
+    EXPECT(told.index_heads == expected->index_heads);
+    EXPECT(told.index_dim == expected->index_dim);
+    EXPECT(told.compress_channels == expected->compress_channels);
+    EXPECT(told.n_streams == expected->n_streams);
     EXPECT(memcmp(&told.delta, &expected->delta, sizeof told.delta) == 0);
     expect_router(&told.router, &expected->router);
     EXPECT(told.n_sources == expected->n_sources);
@@ -117,7 +140,7 @@ static void open_infer(wb_model *model, wb_op_sizes expected, int64_t max_expert
     options.max_blocks = max_blocks;
     options.max_tokens = expected.tokens;
     options.max_expert_rows = max_expert_rows;
-    expected.keys = keys;
+    expect_keys(wb_model_config(model), keys, &expected);
     MUST(wb_infer_open(model, &options, &infer));
     expect_told(&expected);
     wb_infer_close(infer);
@@ -129,7 +152,7 @@ static void open_train(wb_model *model, wb_op_sizes expected, int64_t max_expert
     options.max_tokens = expected.tokens;
     options.max_expert_rows = max_expert_rows;
     options.forward_only = forward_only;
-    expected.keys = expected.tokens;
+    expect_keys(wb_model_config(model), expected.tokens, &expected);
     expected.backward = !forward_only;
     if (!forward_only) expected.summed = largest_gradient(wb_model_config(model), expected.n_groups);
     MUST(wb_train_open(model, &options, &train));

@@ -73,7 +73,7 @@ static inline void fixture_add_run(fixture_record *f, const wb_route_model *m, u
     size_t n = 0;
     for (uint32_t r = 0; r < rows; r++)
         for (uint32_t l = 0; l < m->n_moe_layers; l++)
-            for (uint32_t k = 0; k < m->top_k; k++)
+            for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++)
                 wb_route_id_set(ids, dtype, n++, fixture_id(m, f->seed, start + r, l, k));
     f->runs[i] = (wb_route_rows){start, rows, ids, NULL};
 }

@@ -142,6 +142,50 @@ static void test_rule_18_fidelity_by_hand_and_counted_once(void **unused) {
     fidelity_by_hand(WB_REPLAY_ROLLOUT);
 }
 
+/* Rows of a layer with a K of its own end with the buffer that has them, so that one that reads top_k ids is
+ * seen by its loads, and by a sanitizer. The last expert has no weights: its load is kept, and is in no
+ * balancedness. */
+static void test_layers_with_a_k_of_their_own(void **unused) {
+    (void)unused;
+    static const uint32_t layer_top_k[2] = {3, 1};
+    static const double forced0[4] = {2, 1, 1, 2}, native0[4] = {2, 2, 1, 1}, forced1[4] = {0, 2, 0, 0},
+                        native1[4] = {1, 0, 0, 1};
+    wb_route_model m = fixture_model(4, 3, 2);
+    m.layer_top_k = layer_top_k;
+    m.n_weightless = 1;
+    fixture_record f;
+    fixture_complete(&f, &m, 1, 3);
+    memcpy(f.blocks[0] + 1, (uint8_t[]){0, 1, 3, 1, 3, 0, 2, 1}, 8); /* two rows of 3 + 1 ids */
+    wb_replay *r = open_replay(&m, WB_MISSING_STRICT);
+    OK(wb_replay_add(r, &m, &f.record));
+    wb_segment s = fixture_segment(&f, 0, 2);
+    OK(wb_replay_begin(r, WB_REPLAY_ROLLOUT, 1));
+    OK(wb_replay_plan(r, 0, 1, &s));
+    uint8_t *used1 = malloc(2), *chosen1 = malloc(2);
+    memcpy(used1, (uint8_t[]){1, 1}, 2);
+    memcpy(chosen1, (uint8_t[]){0, 3}, 2);
+    OK(wb_replay_store(r, 0, 0, 0, 2, (uint8_t[]){0, 1, 3, 3, 0, 2}, 3, (uint8_t[]){0, 1, 2, 3, 0, 1}, 3));
+    OK(wb_replay_store(r, 0, 1, 0, 2, used1, 1, chosen1, 1));
+    double found[2][4];
+    OK(wb_replay_get_load(r, 0, found[0], found[1]));
+    assert_memory_equal(found[0], forced0, sizeof forced0);
+    assert_memory_equal(found[1], native0, sizeof native0);
+    OK(wb_replay_get_load(r, 1, found[0], found[1]));
+    assert_memory_equal(found[0], forced1, sizeof forced1);
+    assert_memory_equal(found[1], native1, sizeof native1);
+    wb_replay_metrics metrics;
+    wb_replay_layer_metrics layers[2];
+    wb_replay_get_metrics(r, &metrics, layers);
+    assert_true(layers[0].forced_balancedness == 4.0 / 3 / 2 && layers[0].native_balancedness == 5.0 / 3 / 2);
+    assert_true(layers[1].forced_balancedness == 2.0 / 3 / 2 && layers[1].native_balancedness == 1.0 / 3);
+    assert_true(layers[1].overlap == 0 && layers[1].differ == 1);
+    OK(wb_replay_end(r));
+    free(used1);
+    free(chosen1);
+    wb_replay_close(r);
+    fixture_close(&f);
+}
+
 static void test_rule_18_kl_by_hand(void **unused) {
     (void)unused;
     wb_route_model m = fixture_model(16, 2, 1);
@@ -175,6 +219,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counts_are_known_before_the_step),
         cmocka_unit_test(test_rule_18_fidelity_by_hand_and_counted_once),
+        cmocka_unit_test(test_layers_with_a_k_of_their_own),
         cmocka_unit_test(test_rule_18_kl_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,6 +30,7 @@ static wb_compressor_weights declare_compressor(wb_registry *registry, int32_t l
 static void declare_indexer(wb_registry *registry, int32_t l, wb_compressed_weights *w) {
     const wb_config *c = &registry->model->config;
     const wb_compressed_sizes *s = &c->compressed;
+    const int32_t first = registry->n_tensors;
     w->index =
         declare_compressor(registry, l, "self_attn.compressor.indexer", s->index_dim, s->sparse_rate, true);
     w->index_q = wb_registry_matrix(registry, l, "self_attn.compressor.indexer.q_b_proj.weight",
@@ -37,6 +38,7 @@ static void declare_indexer(wb_registry *registry, int32_t l, wb_compressed_weig
     w->index_weights =
         wb_registry_matrix(registry, l, "self_attn.compressor.indexer.scorer.weights_proj.weight",
                            s->index_heads, c->hidden_size);
+    wb_registry_no_gradient(registry, first);
 }
 
 static void declare(wb_registry *registry, int32_t l, void *weights) {
@@ -124,7 +126,6 @@ static void layout(wb_compressed *a, wb_model *m, const wb_sizes *sizes, int32_t
     a->model = m;
     a->ratio = ratio;
     a->sparse = sparse;
-    a->keeps_steps = sizes->backward;
     wb_place_activations(arena, m, &a->low, T, c->compressed.q_rank);
     wb_place_activations(arena, m, &a->q, T, q);
     wb_place_activations(arena, m, &a->kv, T, d);

@@ -44,7 +44,6 @@ typedef struct wb_compressed {
     wb_model *model;
     int32_t ratio; /* positions to an entry; 0: a window layer */
     bool sparse;
-    bool keeps_steps; /* for a backward */
 
     /* Kept by a forward for its backward. Without one, norms are made in place. */
     wb_buffer low, low_normed; /* [T, rank] */

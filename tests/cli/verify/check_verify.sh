@@ -36,6 +36,19 @@ err_has "good_u8.wbr: model name: expected deepseek_v4, found test_moe"
 expect 1 "$waybill" verify --model "$scratch/nowhere" "$golden/good_u8.wbr"
 err_has "nowhere/config.json"
 
+# A model whose hash-routed layers have tables that the engine does not read: its rows are not verified.
+mkdir "$scratch/quantized"
+sed 's/^{$/{"quantization_config": {"quant_method": "gptq", "bits": 4},/' \
+    "$oracles/deepseek_v4_kinds/config.json" >"$scratch/quantized/config.json"
+rows='{"id": "a", "prompt_token_ids": [1, 2], "choices": [{"index": 0, "token_ids": [3], "finish_reason": "stop",
+    "routed_experts": "NPY"}]}'
+npy=$({ printf '\x93NUMPY\x01\x00v\x00%-117s\n' "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3, 2), }" &&
+    printf '\1\2\3\4\5\6\7\0\2\1\4\3'; } | base64 -w 0)
+echo "${rows//$'\n'/}" | sed "s|NPY|$npy|" >"$scratch/answers.jsonl"
+expect 0 "$waybill" convert --from vllm --model "$scratch/quantized" "$scratch/answers.jsonl" -o "$scratch/hash.wbr"
+expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
+err_has "expected a model that the engine runs, to compare rows of its 1 hash-routed layers with their tables"
+
 mkdir "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
 expect 0 "$waybill" verify "$scratch/directory"
