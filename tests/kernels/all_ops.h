@@ -281,6 +281,23 @@ static inline void all_experts(wb_device *dev, const wb_moe_plan *plan, int64_t 
     free(b), free(act), free(gate), free(y);
 }
 
+/* The clamped SwiGLU of rows that all are there, as of a dense layer: an odd number of elements, so that the
+ * last threads of a device have none, and what lies behind the outputs stays. */
+static inline void all_clamped_rows(wb_device *dev, int64_t n, outputs *o) {
+    enum { F = 23, BEHIND = 2 * 1024 };
+    const int64_t rows = n - (n % 2 == 0), n_act = rows * F + BEHIND, n_up = rows * 2 * F + BEHIND;
+    const wb_grouped all = {.max_rows = rows};
+    const wb_clamped_swiglu clamp = {1.5f, 1, 0};
+    float *gate_up = random_floats(n_up, -3, 3), *act = random_floats(n_act, -1, 1),
+          *dgate_up = random_floats(n_up, -1, 1);
+    const wb_rows of_gate_up = wb_f32_rows(gate_up), of_act = wb_f32_rows(act);
+    assert_ok(dev->grouped_swiglu_forward(dev, &all, F, &clamp, of_gate_up, of_act));
+    assert_ok(dev->grouped_swiglu_backward(dev, &all, F, &clamp, of_gate_up, of_act, wb_f32_rows(dgate_up)));
+    keep_floats(o, act, n_act, "grouped_swiglu_forward of all rows");
+    keep_floats(o, dgate_up, n_up, "grouped_swiglu_backward of all rows");
+    free(gate_up);
+}
+
 static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, int64_t H, outputs *o) {
     float *z = random_floats(T * E, -4, 4), *bias = random_floats(E, -1, 1), *g = random_floats(T * K, -1, 1);
     uint16_t *ids = xalloc(T * K, 2);
@@ -343,6 +360,7 @@ static inline void all_routing(wb_device *dev, int64_t T, int32_t E, int32_t K, 
     keep_floats(o, own_dg, T * K, "moe_own_backward dweights");
     all_grouped(dev, &plan, H, o);
     all_experts(dev, &plan, H, o);
+    all_clamped_rows(dev, T * K, o);
     free(z), free(bias), free(g), free(ids), free(dy), free(pair_row), free(row_token), free(slots),
         free(offsets);
 }
