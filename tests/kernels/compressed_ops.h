@@ -95,11 +95,10 @@ static inline void all_compressed(wb_device *dev, int64_t T, int64_t D, outputs 
         }
         assert_ok(dev->compress_backward(dev, &args, wb_f32_rows(entries), wb_f32_rows(dvalues),
                                          wb_f32_rows(dgates), dbias));
-        keep_floats(o, entries, 0, "");
         keep_floats(o, dvalues, T * C, "compress_backward values");
         keep_floats(o, dgates, T * C, "compress_backward gates");
         keep_floats(o, dbias, RATIO * C, "compress_backward bias");
-        free(values), free(gates), free(bias), free(pos), free(runs), free(states);
+        free(values), free(gates), free(bias), free(entries), free(pos), free(runs), free(states);
     }
 }
 

@@ -86,7 +86,7 @@ static void test_attention(void **state) {
     wb_device_close(dev);
 }
 
-/* A token alone, by bf16 rows too, has the bits that it has among all others. */
+/* A token alone has the bits that it has among all others. */
 static void test_queries_alone(void **state) {
     (void)state;
     wb_device *dev = open_cpu(3);
@@ -156,7 +156,11 @@ static void test_refusals(void **state) {
                         "entry_attention_forward: entries: a row of 2 elements in a stride of 1");
     args = p.args, args.listed = NULL;
     assert_int_equal(dev->entry_attention_backward(dev, &args, to, to, to, to, NULL), WB_INVALID_ARGUMENT);
-    args.raw.T = 0;
+    args = p.args, args.raw.log_sums = out;
+    assert_int_equal(dev->entry_attention_forward(dev, &args, to), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_error_message(), "entry_attention_forward: log_sums: expected NULL, found an "
+                                            "array, which nothing would write");
+    args = p.args, args.listed = NULL, args.raw.T = 0;
     assert_ok(dev->entry_attention_forward(dev, &args, to));
     assert_ok(dev->entry_attention_backward(dev, &args, to, to, to, to, out));
     close_entry_problem(&p), free(out);
@@ -281,7 +285,11 @@ static void test_indexer_order(void **state) {
     }
     args.top_k = 0;
     assert_int_equal(dev->indexer_topk(dev, &args), WB_INVALID_ARGUMENT);
-    args.top_k = 1, args.T = 0;
+    args.top_k = 1, args.max_entries = 7;
+    assert_int_equal(dev->indexer_topk(dev, &args), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_error_message(),
+                        "indexer_topk: row 0: expected at most max_entries 7 that it sees, found 8");
+    args.T = 0;
     assert_ok(dev->indexer_topk(dev, &args));
     wb_device_close(dev);
 }
