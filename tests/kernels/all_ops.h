@@ -170,7 +170,7 @@ static inline void all_attention(wb_device *dev, int64_t T, int64_t hd, outputs 
                     .sin_table = s,
                     .x = wb_f32_rows(x)};
     assert_ok(dev->rope(dev, &rope));
-    rope.interleaved = true;
+    rope.interleaved = true, rope.ratio = 4;
     assert_ok(dev->rope(dev, &rope));
     assert_ok(
         dev->copy_columns(dev, T, nh * hd / 2, wb_rows_from(rope.x, nh * hd / 2), nh * hd, rope.x, nh * hd));
@@ -454,7 +454,20 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     all_plain_norms(dev, large ? 120 : 7, large ? 500 : 38, &o);
     all_streams(dev, large ? 300 : 5, large ? 130 : 9, &o);
     all_compressed(dev, large ? 300 : 21, large ? 70 : 5, &o);
-    all_entries(dev, large ? 300 : 30, large ? 40 : 6, &o);
+    all_entries(dev, large ? 300 : 30, 3, large ? 40 : 6, &o);
+    return o;
+}
+
+/* What a GPU does in another way than with the shapes of run_all_ops: heads of a delta net and of attention as
+ * wide as released ones, or wider than a power of 2, and more heads than one step over them takes. Of few
+ * tokens, so that not every op uses all threads. */
+static inline outputs run_wide_ops(wb_device *dev, uint64_t seed) {
+    outputs o = {0};
+    rng_state = seed;
+    all_recurrent(dev, 66, (wb_delta_heads){1, 2, 128, 128}, &o);
+    all_recurrent(dev, 66, (wb_delta_heads){1, 1, 200, 20}, &o);
+    all_entries(dev, 24, 3, 200, &o);
+    all_entries(dev, 24, 130, 6, &o);
     return o;
 }
 
