@@ -24,6 +24,9 @@ static inline wb_status entry_attention_check(const char *op, const wb_entry_att
                        "%s: v: expected the rows of k, of one kv head, found %d kv heads and values of %d "
                        "elements beside keys of %d",
                        op, raw->n_kv_heads, raw->value_dim, raw->head_dim);
+    if (raw->log_sums)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: log_sums: expected NULL, found an array, which nothing would write", op);
     if (args->entries.ratio > 0)
         WB_TRY(operand_check_like(op, "entries", args->entries.rows.dtype, "k", raw->k.dtype));
     return entries_check(op, "entries", &args->entries, raw->head_dim);

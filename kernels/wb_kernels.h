@@ -527,8 +527,8 @@ typedef struct wb_sequence_run {
 typedef struct wb_sequences {
     /* tokens of the call */
     int64_t T, n_runs;
-    /* device [n_runs], apart and ascending; behind the others some may be empty. A token of no run is
-     * padding, whose rows of what an op writes are zeros. */
+    /* device [n_runs], apart and ascending; behind the others some may be empty, which start at or behind the
+     * last one's end. A token of no run is padding, whose rows of what an op writes are zeros. */
     const wb_sequence_run *runs;
     /* device f32, of the shape that the op names: the state with number i lies at states + i * state_stride
      * bytes. A run finds there what is behind the token before it, zeros where there is none, and leaves what

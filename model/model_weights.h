@@ -95,8 +95,6 @@ struct wb_model {
 
     /* f32 [max_positions, wb_model_rotary_dim / 2]; the second pair of layers with compressed entries */
     wb_buffer cos_table, sin_table, entry_cos_table, entry_sin_table;
-    wb_buffer
-        ones; /* f32 [head_dim] the norm of heads without weights, where the model has compressed entries */
 
     wb_tensor *tensors; /* [n_tensors]; data filled at use by wb_model_tensor */
     int32_t n_tensors;

@@ -83,7 +83,6 @@ void wb_model_layout_rope(wb_model *m, wb_arena *arena) {
     if (!wb_model_has_entries(m)) return;
     wb_place(arena, &m->entry_cos_table, rows, width, sizeof(float));
     wb_place(arena, &m->entry_sin_table, rows, width, sizeof(float));
-    wb_place(arena, &m->ones, m->config.head_dim, 1, sizeof(float));
 }
 
 /* `host`: scratch for both. */
@@ -106,23 +105,13 @@ static wb_status fill_two(wb_model *m, float *host) {
     return fill_pair(m, &entries, host, &m->entry_cos_table, &m->entry_sin_table);
 }
 
-static wb_status fill_ones(wb_model *m) {
-    const size_t n = (size_t)m->config.head_dim;
-    float *host = NULL;
-    WB_TRY(WB_NEW(host, n, "norm of heads"));
-    for (size_t i = 0; i < n; i++) host[i] = 1;
-    const wb_status status = m->device->to_device(m->device, m->ones.data, host, n * sizeof *host);
-    free(host);
-    return status;
-}
-
 wb_status wb_model_fill_rope(wb_model *m) {
     const size_t n = (size_t)m->config.max_positions * (size_t)(wb_model_rotary_dim(m) / 2);
     float *host = NULL;
     WB_TRY(WB_NEW(host, 2 * n, "rope tables"));
-    const bool two = wb_model_has_entries(m);
-    const wb_status status =
-        two ? fill_two(m, host) : fill_pair(m, &m->config, host, &m->cos_table, &m->sin_table);
+    const wb_status status = wb_model_has_entries(m)
+                                 ? fill_two(m, host)
+                                 : fill_pair(m, &m->config, host, &m->cos_table, &m->sin_table);
     free(host);
-    return status == WB_OK && two ? fill_ones(m) : status;
+    return status;
 }

@@ -58,7 +58,7 @@ step_of() {
 }
 
 # ---- tests ----
-for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
+for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
     [ -x "$program" ] && step "$(basename "$program")" "$program"
 done
 torch=$(python3 -c 'import torch; torch.zeros(1).cuda(); print(torch.__version__)' 2>/dev/null)
@@ -69,7 +69,7 @@ else
 fi
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused test_ops_recurrent test_attention_cuda)
+        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
         for test in "${tests[@]}"; do
             program=$(built "$test")
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.

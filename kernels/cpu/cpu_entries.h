@@ -39,21 +39,17 @@ static inline const int32_t *blocks_of_token(const wb_entry_attention *args, int
     return args->raw.blocks + (int64_t)args->raw.seq[t] * args->raw.max_blocks;
 }
 
-/* Lists of tokens name entries that these see, ascending. */
+/* Lists of tokens name entries that these see, ascending, and then nothing but -1. */
 static inline wb_status check_lists(const wb_entry_attention *args, wb_op op) {
     for (int64_t t = 0; t < args->raw.T && args->listed && args->entries.ratio > 0; t++) {
         if (args->raw.seq[t] < 0) continue;
-        const key_list keys = find_list(args, t);
+        const int32_t *list = args->listed + t * args->max_listed;
         const int32_t limit = entries_seen(args->entries.ratio, args->raw.pos[t]);
-        for (int64_t i = 0; i < keys.entries; i++) {
-            const int32_t found = keys.list[i];
-            const wb_fault fault = {.kind = WB_FAULT_ENTRY,
-                                    .op = op,
-                                    .row = t,
-                                    .choice = (int32_t)i,
-                                    .limit = limit,
-                                    .found = found};
-            if (found >= limit || (i > 0 && found <= keys.list[i - 1])) return wb_fault_report(&fault);
+        for (int32_t i = 0; i < args->max_listed; i++) {
+            const int32_t found = list[i];
+            const wb_fault fault = {
+                .kind = WB_FAULT_ENTRY, .op = op, .row = t, .choice = i, .limit = limit, .found = found};
+            if (!follows_in_list(list, i, limit)) return wb_fault_report(&fault);
         }
     }
     return WB_OK;

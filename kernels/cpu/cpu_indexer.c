@@ -86,6 +86,11 @@ wb_status WB_CPU(indexer_topk)(wb_device *dev, const wb_indexer *args) {
     WB_TRY(indexer_check(args));
     for (int64_t t = 0; t < args->T; t++) {
         const int64_t n = args->seq[t] < 0 ? 0 : entries_seen(args->keys.ratio, args->pos[t]);
+        if (n > args->max_entries)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "indexer_topk: row %" PRId64 ": expected at most max_entries %" PRId64
+                           " that it sees, found %" PRId64,
+                           t, args->max_entries, n);
         most = max64(most, n);
         all += n;
     }

@@ -13,13 +13,14 @@
 
 namespace {
 
-/* A list that names what its token does not see, or twice, is a fault; kernels read none of it then. */
+/* A list that names what its token does not see, or twice, or something behind a -1, is a fault. The kernels
+ * behind this one run all the same, and so read no place of it as a row that is not there (place_of_key). */
 __global__ void __launch_bounds__(BLOCK) check_lists(wb_entry_attention args, wb_op op, wb_fault *fault) {
     const int64_t place = thread_number(), t = place / args.max_listed;
     if (t >= args.raw.T || args.raw.seq[t] < 0) return;
     const int32_t found = args.listed[place], choice = static_cast<int32_t>(place % args.max_listed);
     const int32_t limit = entries_seen(args.entries.ratio, args.raw.pos[t]);
-    if (found >= 0 && (found >= limit || (choice > 0 && found <= args.listed[place - 1])))
+    if (!follows_in_list(args.listed + t * args.max_listed, choice, limit))
         set_fault(fault, {WB_FAULT_ENTRY, op, t, choice, limit, found});
 }
 
@@ -56,8 +57,8 @@ __device__ __forceinline__ int64_t key_count(const entry_list &keys) {
     return keys.raw + keys.entries;
 }
 
-/* Rows among which key j lies, and its first element there. What a wrong list names is read as the last
- * entry. */
+/* Rows among which key j lies, and its first element there. What a wrong list names is read as the
+ * last entry that the query sees, a -1 before an entry as the first one. */
 __device__ __forceinline__ const wb_rows &pool_of(const wb_entry_attention &args, const entry_list &keys,
                                                   int64_t j) {
     return j < keys.raw ? args.raw.k : args.entries.rows;
@@ -67,7 +68,7 @@ __device__ __forceinline__ int64_t place_of_key(const wb_entry_attention &args, 
     if (j < keys.raw)
         return position_row(keys.blocks, args.raw.block_size, keys.first + j) * args.raw.head_dim;
     const int32_t i = static_cast<int32_t>(j - keys.raw),
-                  w = keys.list ? min(keys.list[i], keys.seen - 1) : i;
+                  w = keys.list ? max(0, min(keys.list[i], keys.seen - 1)) : i;
     return entry_row(keys.blocks, args.raw.block_size, args.entries.ratio, w) * args.entries.stride;
 }
 

@@ -46,20 +46,20 @@ __global__ void __launch_bounds__(BLOCK)
 }
 
 __global__ void __launch_bounds__(BLOCK)
-    clamped_swiglu_elements(const int32_t *n_rows, int64_t F, wb_clamped_swiglu clamp, wb_rows gate_up,
-                            wb_rows out) {
+    clamped_swiglu_elements(const int32_t *n_rows, int64_t max_rows, int64_t F, wb_clamped_swiglu clamp,
+                            wb_rows gate_up, wb_rows out) {
     const int64_t i = thread_number(), row = i / F, gate = row * 2 * F + i % F;
-    if (n_rows && row >= *n_rows) return;
+    if (row >= (n_rows ? *n_rows : max_rows)) return;
     store_element(out, i,
                   wb_clamped_swiglu_of(clamp, load_element(gate_up, gate), load_element(gate_up, gate + F)));
 }
 
 /* dgate_up may be gate_up: a thread reads both of its elements before it writes them. */
 __global__ void __launch_bounds__(BLOCK)
-    clamped_swiglu_gradients(const int32_t *n_rows, int64_t F, wb_clamped_swiglu clamp, wb_rows gate_up,
-                             wb_rows dout, wb_rows dgate_up) {
+    clamped_swiglu_gradients(const int32_t *n_rows, int64_t max_rows, int64_t F, wb_clamped_swiglu clamp,
+                             wb_rows gate_up, wb_rows dout, wb_rows dgate_up) {
     const int64_t i = thread_number(), row = i / F, gate = row * 2 * F + i % F;
-    if (n_rows && row >= *n_rows) return;
+    if (row >= (n_rows ? *n_rows : max_rows)) return;
     float dgate, dup;
     wb_clamped_swiglu_gradient(clamp, load_element(gate_up, gate), load_element(gate_up, gate + F),
                                load_element(dout, i), &dgate, &dup);
@@ -89,8 +89,8 @@ wb_status wb_cuda_grouped_swiglu_forward(wb_device *dev, const wb_grouped *g, in
                                          const wb_clamped_swiglu *clamp, wb_rows gate_up, wb_rows out) {
     WB_TRY(operand_check("grouped_swiglu_forward", "gate_up", gate_up.dtype));
     WB_TRY(operand_check_like("grouped_swiglu_forward", "out", out.dtype, "gate_up", gate_up.dtype));
-    LAUNCH(dev, "grouped_swiglu_forward", g->max_rows * F, 1, clamped_swiglu_elements, rows_of(g), F, *clamp,
-           gate_up, out);
+    LAUNCH(dev, "grouped_swiglu_forward", g->max_rows * F, 1, clamped_swiglu_elements, rows_of(g),
+           g->max_rows, F, *clamp, gate_up, out);
 }
 
 wb_status wb_cuda_grouped_swiglu_backward(wb_device *dev, const wb_grouped *g, int64_t F,
@@ -100,7 +100,7 @@ wb_status wb_cuda_grouped_swiglu_backward(wb_device *dev, const wb_grouped *g, i
     WB_TRY(operand_check(op, "gate_up", gate_up.dtype));
     WB_TRY(operand_check_like(op, "dout", dout.dtype, "gate_up", gate_up.dtype));
     WB_TRY(operand_check_like(op, "dgate_up", dgate_up.dtype, "gate_up", gate_up.dtype));
-    LAUNCH(dev, op, g->max_rows * F, 1, clamped_swiglu_gradients, rows_of(g), F, *clamp, gate_up, dout,
-           dgate_up);
+    LAUNCH(dev, op, g->max_rows * F, 1, clamped_swiglu_gradients, rows_of(g), g->max_rows, F, *clamp, gate_up,
+           dout, dgate_up);
 }
 }

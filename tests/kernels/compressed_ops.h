@@ -95,19 +95,19 @@ static inline void all_compressed(wb_device *dev, int64_t T, int64_t D, outputs 
         }
         assert_ok(dev->compress_backward(dev, &args, wb_f32_rows(entries), wb_f32_rows(dvalues),
                                          wb_f32_rows(dgates), dbias));
-        keep_floats(o, entries, 0, "");
         keep_floats(o, dvalues, T * C, "compress_backward values");
         keep_floats(o, dgates, T * C, "compress_backward gates");
         keep_floats(o, dbias, RATIO * C, "compress_backward bias");
-        free(values), free(gates), free(bias), free(pos), free(runs), free(states);
+        free(values), free(gates), free(bias), free(entries), free(pos), free(runs), free(states);
     }
 }
 
 /* The lists of an indexer, whose keys are entries, and attention with and without lists. */
-static inline void all_entries(wb_device *dev, int64_t longest, int32_t head_dim, outputs *o) {
+static inline void all_entries(wb_device *dev, int64_t longest, int32_t n_heads, int32_t head_dim,
+                               outputs *o) {
     for (int listed = 0; listed < 2; listed++) {
         entry_problem p;
-        open_entry_problem(&p, (entry_shape){3, head_dim, 8, 13, 4, longest, listed ? 5 : 0, true});
+        open_entry_problem(&p, (entry_shape){n_heads, head_dim, 8, 13, 4, longest, listed ? 5 : 0, true});
         float *weights = random_floats(p.T * p.s.n_heads, -1, 1), *out = floats(p.k),
               *dout = random_floats(p.k, -1, 1);
         float *grad = random_floats(p.n, -1, 1);

@@ -238,18 +238,19 @@ static inline void fault_of_token(fault_test *f, int32_t token) {
     fault_found(f, fault_embed, text);
 }
 
-/* A list that names an entry that its token does not see, or the same one twice. */
-static inline void fault_of_entry(fault_test *f, bool twice) {
+/* A list that names an entry that its token does not see, or the same one twice, or one behind a -1. */
+static inline void fault_of_entry(fault_test *f, bool twice, bool behind) {
     char text[128];
     const int32_t row = 3 + (int32_t)fault_random(f, FAULT_TOKENS - 3), seen = (row + 1) / FAULT_RATIO;
     const int32_t found =
         twice ? (int32_t)fault_random(f, (uint32_t)seen) : seen + (int32_t)fault_random(f, 5);
+    const int place = behind ? FAULT_LISTED - 1 : twice;
     if (twice) fault_plant(f, f->lists, sizeof found, row * FAULT_LISTED, found);
-    fault_plant(f, f->lists, sizeof found, row * FAULT_LISTED + twice, found);
+    fault_plant(f, f->lists, sizeof found, row * FAULT_LISTED + place, found);
     snprintf(
         text, sizeof text,
         "entry_attention_forward: listed: row %d, place %d: expected ascending entries below %d, found %d",
-        row, twice, seen, found);
+        row, place, seen, found);
     fault_found(f, fault_entries, text);
 }
 
@@ -295,7 +296,7 @@ static inline int device_fault_run(wb_device *dev, uint64_t seed) {
         if (dev->moe_plan) fault_of_id(&f, "moe_plan", fault_plan);
         if (dev->sample) fault_of_logits(&f);
         if (dev->embed_forward) fault_of_token(&f, i % 2 ? FAULT_V : -1);
-        if (dev->entry_attention_forward) fault_of_entry(&f, i % 2 == 1);
+        if (dev->entry_attention_forward) fault_of_entry(&f, i % 3 > 0, i % 3 == 2);
         fault_first_stays(&f);
     }
     fault_close(&f);

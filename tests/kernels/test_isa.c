@@ -9,6 +9,7 @@ static void test_instruction_sets_agree(void **state) {
     assert_ok(wb_cpu_open_isa("generic", 2, &generic));
     uint64_t seed = rng_next();
     outputs expected = run_all_ops(generic, seed, false), expected_large = run_all_ops(generic, seed, true);
+    outputs expected_wide = run_wide_ops(generic, seed);
     int compared = 0;
     for (int i = 0; i < 2; i++) {
         wb_device *dev = NULL;
@@ -17,13 +18,15 @@ static void test_instruction_sets_agree(void **state) {
             continue;
         }
         outputs found = run_all_ops(dev, seed, false), found_large = run_all_ops(dev, seed, true);
+        outputs found_wide = run_wide_ops(dev, seed);
         assert_same_outputs(&expected, &found, generic->name, dev->name);
         assert_same_outputs(&expected_large, &found_large, generic->name, dev->name);
-        free(found.bytes), free(found_large.bytes);
+        assert_same_outputs(&expected_wide, &found_wide, generic->name, dev->name);
+        free(found.bytes), free(found_large.bytes), free(found_wide.bytes);
         wb_device_close(dev);
         compared++;
     }
-    free(expected.bytes), free(expected_large.bytes);
+    free(expected.bytes), free(expected_large.bytes), free(expected_wide.bytes);
     wb_device_close(generic);
     if (compared == 0) {
         printf("skipped: only the generic instruction set is here\n");

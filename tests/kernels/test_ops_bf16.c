@@ -138,25 +138,37 @@ static wb_rows random_halves(int64_t n) {
     return (wb_rows){halves, WB_BF16};
 }
 
+/* Of a norm, or of one with a gate z. */
+static void norm_backward(wb_device *dev, bool gated, int64_t n, int64_t width, wb_rows x, const float *scale,
+                          wb_rows z, wb_rows dy, wb_rows dx, wb_rows dz, float *dw) {
+    const wb_norm norm = norm_of(scale, false);
+    if (gated)
+        assert_ok(dev->gated_rmsnorm_backward(dev, n, width, x, norm, z, dy, dx, dz, dw));
+    else
+        assert_ok(dev->rmsnorm_backward(dev, n, width, x, norm, dy, dx, dw));
+}
+
 /* On CUDA, the gradient of a norm's weight over more rows than a part has: what the CPU's op makes of each
  * part by itself, the first of which dw begins, added up ascending. */
-static void check_norm_parts(wb_device *cpu, int64_t n, int64_t width) {
+static void check_norm_parts(wb_device *cpu, bool gated, int64_t n, int64_t width) {
     enum { PART = 128 };
     float *const scale = random_floats(width, -1, 1), *const found = random_floats(width, -1, 1);
     float *const expected = copied(found, width);
     const wb_rows x = random_halves(n * width), dy = random_halves(n * width), dx = random_halves(n * width);
+    const wb_rows z = random_halves(n * width), dz = random_halves(n * width);
     for (int64_t at = 0; at < n; at += PART) {
         float *const part = copied(expected, width);
         for (int64_t i = 0; i < width && at > 0; i++) part[i] = 0;
-        assert_ok(cpu->rmsnorm_backward(cpu, n - at < PART ? n - at : PART, width,
-                                        wb_rows_from(x, at * width), norm_of(scale, false),
-                                        wb_rows_from(dy, at * width), dx, part));
+        norm_backward(cpu, gated, n - at < PART ? n - at : PART, width, wb_rows_from(x, at * width), scale,
+                      wb_rows_from(z, at * width), wb_rows_from(dy, at * width), dx, dz, part);
         for (int64_t i = 0; i < width; i++) expected[i] = at > 0 ? expected[i] + part[i] : part[i];
         free(part);
     }
-    assert_ok(cuda->rmsnorm_backward(cuda, n, width, x, norm_of(scale, false), dy, dx, found));
-    assert_same_bits(found, expected, width, "dw of rmsnorm_backward");
-    free(scale), free(found), free(expected), free(x.data), free(dy.data), free(dx.data);
+    norm_backward(cuda, gated, n, width, x, scale, z, dy, dx, dz, found);
+    assert_same_bits(found, expected, width,
+                     gated ? "dw of gated_rmsnorm_backward" : "dw of rmsnorm_backward");
+    free(scale), free(found), free(expected);
+    free(x.data), free(z.data), free(dy.data), free(dx.data), free(dz.data);
 }
 
 static void test_a_norms_gradient_is_summed_in_parts_on_cuda(void **state) {
@@ -164,8 +176,8 @@ static void test_a_norms_gradient_is_summed_in_parts_on_cuda(void **state) {
     if (!cuda) skip();
     wb_device *cpu = open_cpu(1);
     const int64_t widths[] = {1, 38, 128, 300};
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 3; k++) check_norm_parts(cpu, rng_range(1, 128 * (1 + 4 * k) + 1), widths[i]);
+    for (int i = 0; i < 24; i++)
+        check_norm_parts(cpu, i % 2 == 1, rng_range(1, 128 * (1 + 4 * (i % 3)) + 1), widths[i / 6]);
     wb_device_close(cpu);
 }
 
@@ -194,6 +206,7 @@ static void run_eights(wb_device *dev, const eights *e, int64_t at, wb_rows y) {
                           .head_dim = EIGHTS_DIM,
                           .rot_dim = EIGHTS_DIM,
                           .inverse = e->n % 2 == 0,
+                          .ratio = e->n % 3 == 0 ? 4 : 0,
                           .pos = e->positions,
                           .cos_table = e->cosines,
                           .sin_table = e->sines,

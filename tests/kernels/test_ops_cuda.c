@@ -13,6 +13,9 @@ static void test_every_op_gives_the_bits_of_the_cpu(void **state) {
         const outputs expected = run_all_ops(cpu, seed, large), found = run_all_ops(cuda, seed, large);
         assert_same_outputs(&expected, &found, cpu->name, cuda->name);
     }
+    const uint64_t seed = rng_next();
+    const outputs expected = run_wide_ops(cpu, seed), found = run_wide_ops(cuda, seed);
+    assert_same_outputs(&expected, &found, cpu->name, cuda->name);
     wb_device_close(cpu);
 }
 

@@ -1,12 +1,17 @@
 /* test_ops_entries.c - attention over a window and compressed entries against the plainest loop in double
  * precision, its backward against central differences, an indexer's choice exactly, and the same bits
- * whatever is beside a token. */
+ * whatever is beside a token; on the CPU and, where there is one, on a GPU. */
+#include "cuda_memory.h"
+
 #include "entry_problem.h"
 #include "gradient_check.h"
 
 static const double u = 0x1p-24;
 
-enum { MOST_KEYS = 1024 };
+enum { MOST_KEYS = 2048 };
+
+/* The CPU, and where there is one then a GPU. */
+static wb_device *dev;
 
 /* ---- attention --------------------------------------------------------------------------------- */
 
@@ -43,7 +48,7 @@ static double attention_loss(const double *x, const void *context) {
     return loss;
 }
 
-static void check_backward(wb_device *dev, const entry_problem *p) {
+static void check_backward(const entry_problem *p) {
     float *dout = random_floats(p->k, -1, 1), *grad = random_floats(p->n, -1, 1), *base = copied(grad, p->n);
     const attention_case c = {p, dout};
     const int64_t n = p->s.sinks ? p->n : p->sinks;
@@ -55,7 +60,7 @@ static void check_backward(wb_device *dev, const entry_problem *p) {
     free(dout), free(grad), free(base);
 }
 
-static void check_attention(wb_device *dev, entry_shape s, bool backward) {
+static void check_attention(entry_shape s, bool backward) {
     entry_problem p;
     open_entry_problem(&p, s);
     float *out = random_floats(p.k, -1, 1);
@@ -68,28 +73,25 @@ static void check_attention(wb_device *dev, entry_shape s, bool backward) {
         assert_close(out[i], expected, ((double)(2 * s.longest + s.head_dim) + 20) * 4 * u, "entry attention",
                      i);
     }
-    if (backward) check_backward(dev, &p);
+    if (backward) check_backward(&p);
     close_entry_problem(&p), free(out), free(wide);
 }
 
 static void test_attention(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(3);
     const entry_shape small[] = {/* heads, dim, block, window, ratio, longest, listed, sinks */
                                  {3, 5, 1, 4, 4, 19, 0, true},  {2, 7, 1, 3, 2, 15, 3, true},
                                  {4, 4, 16, 8, 0, 17, 0, true}, {1, 6, 4, 5, 8, 20, 0, false},
                                  {2, 3, 6, 2, 4, 21, 2, false}, {2, 4, 3, 0, 5, 12, 0, true}};
     const entry_shape large[] = {
         {8, 40, 16, 24, 4, 150, 0, true}, {5, 33, 16, 16, 32, 200, 0, true}, {4, 64, 8, 30, 4, 170, 9, true}};
-    for (size_t i = 0; i < sizeof small / sizeof small[0]; i++) check_attention(dev, small[i], true);
-    for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) check_attention(dev, large[i], false);
-    wb_device_close(dev);
+    for (size_t i = 0; i < sizeof small / sizeof small[0]; i++) check_attention(small[i], true);
+    for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) check_attention(large[i], false);
 }
 
-/* A token alone, by bf16 rows too, has the bits that it has among all others. */
+/* A token alone has the bits that it has among all others. */
 static void test_queries_alone(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(3);
     const entry_shape shapes[] = {{6, 32, 16, 24, 4, 120, 0, true}, {6, 32, 16, 24, 4, 120, 7, true}};
     for (size_t i = 0; i < 2; i++) {
         entry_problem p;
@@ -107,13 +109,11 @@ static void test_queries_alone(void **state) {
         }
         close_entry_problem(&p), free(out), free(one);
     }
-    wb_device_close(dev);
 }
 
 /* A list of all entries that a token sees is no list. */
 static void test_full_lists(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(2);
     entry_problem p;
     open_entry_problem(&p, (entry_shape){3, 8, 4, 9, 4, 60, 0, true});
     const int32_t most = 16;
@@ -126,27 +126,31 @@ static void test_full_lists(void **state) {
     assert_ok(dev->entry_attention_forward(dev, &p.args, wb_f32_rows(listed)));
     assert_same_bits(listed, out, p.k, "entry_attention_forward of full lists");
     close_entry_problem(&p), free(lists), free(out), free(listed);
-    wb_device_close(dev);
 }
 
-static void test_refusals(void **state) {
-    (void)state;
-    wb_device *dev = open_cpu(1);
-    entry_problem p;
-    open_entry_problem(&p, (entry_shape){1, 2, 1, 4, 4, 20, 3, true});
-    float *out = floats(p.k);
+/* Of a problem with lists of 3 places. A GPU tells it later (test_device_fault_cuda). */
+static void refuse_lists(const entry_problem *p, float *out) {
     const wb_rows to = wb_f32_rows(out);
-    int32_t *list = p.listed + 11 * 3; /* position 11 sees the entries 0, 1 and 2 */
+    int32_t *list = p->listed + 11 * 3; /* position 11 sees the entries 0, 1 and 2 */
     list[0] = 0, list[1] = 3, list[2] = -1;
-    assert_int_equal(dev->entry_attention_forward(dev, &p.args, to), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->entry_attention_forward(dev, &p->args, to), WB_INVALID_ARGUMENT);
     assert_string_equal(wb_error_message(),
                         "entry_attention_forward: listed: row 11, place 1: expected ascending "
                         "entries below 3, found 3");
     list[0] = 1, list[1] = 1;
-    assert_int_equal(dev->entry_attention_backward(dev, &p.args, to, to, to, to, out), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->entry_attention_backward(dev, &p->args, to, to, to, to, out), WB_INVALID_ARGUMENT);
     assert_string_equal(wb_error_message(),
                         "entry_attention_backward: listed: row 11, place 1: expected ascending "
                         "entries below 3, found 1");
+}
+
+static void test_refusals(void **state) {
+    (void)state;
+    entry_problem p;
+    open_entry_problem(&p, (entry_shape){1, 2, 1, 4, 4, 20, 3, true});
+    float *out = floats(p.k);
+    const wb_rows to = wb_f32_rows(out);
+    if (dev != cuda) refuse_lists(&p, out);
     wb_entry_attention args = p.args;
     args.raw.v.data = out;
     assert_int_equal(dev->entry_attention_forward(dev, &args, to), WB_INVALID_ARGUMENT);
@@ -156,11 +160,14 @@ static void test_refusals(void **state) {
                         "entry_attention_forward: entries: a row of 2 elements in a stride of 1");
     args = p.args, args.listed = NULL;
     assert_int_equal(dev->entry_attention_backward(dev, &args, to, to, to, to, NULL), WB_INVALID_ARGUMENT);
-    args.raw.T = 0;
+    args = p.args, args.raw.log_sums = out;
+    assert_int_equal(dev->entry_attention_forward(dev, &args, to), WB_INVALID_ARGUMENT);
+    assert_string_equal(wb_error_message(), "entry_attention_forward: log_sums: expected NULL, found an "
+                                            "array, which nothing would write");
+    args = p.args, args.listed = NULL, args.raw.T = 0;
     assert_ok(dev->entry_attention_forward(dev, &args, to));
     assert_ok(dev->entry_attention_backward(dev, &args, to, to, to, to, out));
     close_entry_problem(&p), free(out);
-    wb_device_close(dev);
 }
 
 /* ---- an indexer -------------------------------------------------------------------------------- */
@@ -214,7 +221,7 @@ static void plain_choice(const entry_problem *p, const wb_indexer *args, int64_t
     for (; count < args->top_k; count++) list[count] = -1;
 }
 
-static void check_indexer(wb_device *dev, entry_shape s, int32_t top_k) {
+static void check_indexer(entry_shape s, int32_t top_k) {
     entry_problem p;
     open_entry_problem(&p, s);
     float *weights = floats(p.T * s.n_heads);
@@ -242,29 +249,32 @@ static void check_indexer(wb_device *dev, entry_shape s, int32_t top_k) {
 
 static void test_indexer(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(3);
     for (int trial = 0; trial < 5; trial++) {
-        check_indexer(dev, (entry_shape){2, 4, 8, 4, 4, 90, 0, false}, 5);
-        check_indexer(dev, (entry_shape){3, 16, 1, 4, 2, 60, 0, false}, 40);
-        check_indexer(dev, (entry_shape){1, 3, 6, 4, 1, 700, 0, false}, 1);
+        check_indexer((entry_shape){2, 4, 8, 4, 4, 90, 0, false}, 5);
+        check_indexer((entry_shape){3, 16, 1, 4, 2, 60, 0, false}, 40);
+        check_indexer((entry_shape){1, 3, 6, 4, 1, 700, 0, false}, 1);
     }
-    wb_device_close(dev);
+    /* More entries than threads of a block. */
+    check_indexer((entry_shape){1, 3, 6, 4, 1, 1500, 0, false}, 40);
 }
 
 /* NaN comes last, infinite scores first, and those that are equal in rising order. */
 static void test_indexer_order(void **state) {
     (void)state;
-    wb_device *dev = open_cpu(1);
-    float q = 1, weight = 1, keys[] = {NAN, 2, -5, 2, INFINITY, 3, NAN, 0};
-    int32_t seq = 0, pos = 7, blocks[] = {0, 1, 2, 3, 4, 5, 6, 7}, list[8];
+    static const float scores[] = {NAN, 2, -5, 2, INFINITY, 3, NAN, 0};
+    float *keys = copied(scores, 8), *q = floats(1), *weight = floats(1);
+    int32_t *seq = xalloc(1, sizeof *seq), *pos = xalloc(1, sizeof *pos), *blocks = xalloc(8, sizeof *blocks),
+            *list = xalloc(8, sizeof *list);
+    q[0] = weight[0] = 1, pos[0] = 7;
+    for (int32_t i = 0; i < 8; i++) blocks[i] = i;
     wb_indexer args = {.T = 1,
                        .n_heads = 1,
                        .head_dim = 1,
-                       .q = wb_f32_rows(&q),
-                       .weights = &weight,
+                       .q = wb_f32_rows(q),
+                       .weights = weight,
                        .keys = {1, wb_f32_rows(keys), 1},
-                       .seq = &seq,
-                       .pos = &pos,
+                       .seq = seq,
+                       .pos = pos,
                        .blocks = blocks,
                        .max_blocks = 8,
                        .block_size = 1,
@@ -281,9 +291,15 @@ static void test_indexer_order(void **state) {
     }
     args.top_k = 0;
     assert_int_equal(dev->indexer_topk(dev, &args), WB_INVALID_ARGUMENT);
-    args.top_k = 1, args.T = 0;
+    args.top_k = 1, args.max_entries = 7;
+    if (dev != cuda) { /* which would have to wait to say so */
+        assert_int_equal(dev->indexer_topk(dev, &args), WB_INVALID_ARGUMENT);
+        assert_string_equal(wb_error_message(),
+                            "indexer_topk: row 0: expected at most max_entries 7 that it sees, found 8");
+    }
+    args.T = 0;
     assert_ok(dev->indexer_topk(dev, &args));
-    wb_device_close(dev);
+    free(keys), free(q), free(weight), free(seq), free(pos), free(blocks), free(list);
 }
 
 int main(int argc, char **argv) {
@@ -293,5 +309,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_indexer),    cmocka_unit_test(test_indexer_order),
     };
     rng_open(argc, argv);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    open_cuda();
+    dev = open_cpu(3);
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    wb_device_close(dev);
+    if (!cuda) return failures;
+    dev = cuda;
+    failures += cmocka_run_group_tests(tests, NULL, NULL);
+    wb_device_close(cuda);
+    return failures;
 }

@@ -12,7 +12,7 @@ enum { CASES = 40, MAX_REPLICAS = 3 };
 
 typedef struct plan_case {
     int64_t T;
-    int32_t K, E, S;
+    int32_t K, E, S, weightless; /* of E, the last ones */
     bool dynamic, padded, skewed;
     wb_dtype dtype;
     int64_t stride;
@@ -26,6 +26,7 @@ static plan_case random_case(int number) {
     c.dynamic = rng_range(0, 1) == 1;
     c.E = (int32_t)rng_range(1, c.dynamic && c.S > 3 ? c.S / MAX_REPLICAS : c.S);
     if (c.dynamic && c.S <= 3) c.E = 1;
+    c.weightless = rng_range(0, 1) == 1 ? (int32_t)rng_range(0, c.E / 2) : 0;
     c.padded = rng_range(0, 1) == 1;
     c.skewed = rng_range(0, 2) == 0;
     c.dtype = c.E > 256 || rng_range(0, 1) == 0 ? WB_U16 : WB_U8;
@@ -88,7 +89,8 @@ static plan_twins make_plan_twins(const plan_case *c) {
 
 static void run_plan(wb_device *dev, const plan_case *c, const plan_twins *p, bool on_host) {
 #define OF(name) (on_host ? p->name.host : p->name.device)
-    wb_moe_plan plan = {.T = c->T, .top_k = c->K, .n_experts = c->E, .n_slots = c->S};
+    wb_moe_plan plan = {
+        .T = c->T, .top_k = c->K, .n_experts = c->E, .n_slots = c->S, .n_weightless = c->weightless};
     plan.rule = wb_dispatch_table_rule(c->dynamic, OF(table), (uint32_t)c->E, 7);
     plan.tokens = c->dynamic ? OF(tokens) : NULL;
     plan.pos = c->dynamic ? OF(pos) : NULL;
@@ -104,9 +106,9 @@ static void test_plan(int number) {
     plan_twins p = make_plan_twins(&c);
     twin *all[] = {&p.table, &p.tokens, &p.pos, &p.direction, &p.ids, &p.pair_row, &p.row_token, &p.offsets};
     char of[200];
-    snprintf(of, sizeof of, "plan of T %" PRId64 " K %d E %d S %d%s%s%s %s stride %" PRId64, c.T, c.K, c.E,
-             c.S, c.dynamic ? " dynamic" : "", c.padded ? " padded" : "", c.skewed ? " skewed" : "",
-             wb_dtype_name(c.dtype), c.stride);
+    snprintf(of, sizeof of, "plan of T %" PRId64 " K %d E %d (%d weightless) S %d%s%s%s %s stride %" PRId64,
+             c.T, c.K, c.E, c.weightless, c.S, c.dynamic ? " dynamic" : "", c.padded ? " padded" : "",
+             c.skewed ? " skewed" : "", wb_dtype_name(c.dtype), c.stride);
     run_plan(cpu, &c, &p, true);
     run_plan(cuda, &c, &p, false);
     compare(&p.offsets, "offsets", of);

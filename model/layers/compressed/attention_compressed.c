@@ -221,7 +221,7 @@ static wb_status queries_and_keys(const wb_compressed *a, const wb_compressed_we
     const wb_matmul product =
         wb_matmul_forward(T, rows_of(a, &a->low_normed), wb_model_weight(m, w->q_b), rows_of(a, &a->q_raw));
     WB_TRY(dev->matmul(dev, 1, &product));
-    WB_TRY(wb_compressed_norm(a, T * n_heads, d, m->ones.data, rows_of(a, &a->q_raw), q));
+    WB_TRY(wb_compressed_norm(a, T * n_heads, d, NULL, rows_of(a, &a->q_raw), q));
     WB_TRY(wb_compressed_rotate(a, pass, n_heads, d, 0, false, q));
     WB_TRY(wb_compressed_norm(a, T, d, wb_model_vector(m, w->kv_norm), rows_of(a, &a->kv_raw), kv));
     WB_TRY(wb_compressed_rotate(a, pass, 1, d, 0, false, kv));

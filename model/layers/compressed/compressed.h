@@ -78,7 +78,7 @@ static inline int32_t wb_compressed_top_k(const wb_config *c) {
 wb_status wb_compressed_rotate(const wb_compressed *a, const wb_pass *pass, int32_t n, int64_t head,
                                int32_t ratio, bool inverse, wb_rows x);
 
-/* The norm of n rows of `raw`. */
+/* The norm of n rows of `raw`; w NULL: it has no weights. */
 wb_status wb_compressed_norm(const wb_compressed *a, int64_t n, int64_t width, const float *w, wb_rows raw,
                              wb_rows normed);
 

@@ -39,7 +39,7 @@ static wb_status attention_backward(const wb_compressed *a, const wb_compressed_
                                          rows_of(a, &a->dkv), rows_of(a, &a->dentries), grads[w->sinks]);
 }
 
-/* Of normed = norm(raw), in place on d; grad NULL: the norm has no weights. */
+/* Of normed = norm(raw), in place on d; w and grad NULL: the norm has no weights. */
 static wb_status norm_backward(const wb_compressed *a, int64_t n, int64_t width, const float *w, wb_rows raw,
                                wb_rows d, float *grad) {
     const wb_model *m = a->model;
@@ -65,7 +65,7 @@ static wb_status queries_backward(const wb_compressed *a, const wb_compressed_we
     const int32_t n_heads = m->config.n_heads;
     const wb_rows dq = rows_of(a, &a->dq), dlow = rows_of(a, &a->dlow);
     WB_TRY(wb_compressed_rotate(a, pass, n_heads, d, 0, true, dq));
-    WB_TRY(norm_backward(a, T * n_heads, d, m->ones.data, rows_of(a, &a->q_raw), dq, NULL));
+    WB_TRY(norm_backward(a, T * n_heads, d, NULL, rows_of(a, &a->q_raw), dq, NULL));
     WB_TRY(projection_backward(a, w->q_b, T, rows_of(a, &a->low_normed), dq, true, grads, dlow));
     WB_TRY(norm_backward(a, T, rank, wb_model_vector(m, w->q_norm), rows_of(a, &a->low), dlow,
                          grads[w->q_norm]));
