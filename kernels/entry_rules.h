@@ -35,8 +35,8 @@ static WB_HD int32_t listed_entries(const int32_t *list, int32_t most) {
     return low;
 }
 
-/* Whether place i of a list may stand behind the one before it: a -1, or an entry below `limit` that is larger
- * than it. Nothing but -1 follows a -1. */
+/* Whether place i of a list may stand behind the one before it: a -1, or an entry below `limit` that is
+ * larger than it. Nothing but -1 follows a -1. */
 static WB_HD bool follows_in_list(const int32_t *list, int32_t i, int32_t limit) {
     const int32_t found = list[i];
     return found < 0 || (found < limit && (i == 0 || (list[i - 1] >= 0 && found > list[i - 1])));

@@ -458,8 +458,8 @@ static inline outputs run_all_ops(wb_device *dev, uint64_t seed, bool large) {
     return o;
 }
 
-/* What a GPU does in another way than with the shapes of run_all_ops: heads of a delta net and of attention as
- * wide as released ones, or wider than a power of 2, and more heads than one step over them takes. Of few
+/* What a GPU does in another way than with the shapes of run_all_ops: heads of a delta net and of attention
+ * as wide as released ones, or wider than a power of 2, and more heads than one step over them takes. Of few
  * tokens, so that not every op uses all threads. */
 static inline outputs run_wide_ops(wb_device *dev, uint64_t seed) {
     outputs o = {0};
