@@ -48,6 +48,7 @@ troff() {
 {
     printf '.\\" Made by make_man.sh from the --help of %s: change its tables of options instead.\n' "$name"
     printf '.TH %s 1 "" "%s" ""\n' "$(printf '%s' "$name" | tr a-z A-Z | sed 's/-/\\-/g')" "$name${version:+ $version}"
+    printf '.ad l\n' # a line that is one list of choices cannot be stretched to the margin
     printf '.SH NAME\n%s \\- %s\n.SH SYNOPSIS\n' "$(printf '%s' "$name" | sed 's/-/\\-/g')" "$summary"
     printf '%s\n' "$help" | troff usage
     if [ -n "$commands" ]; then
