@@ -76,8 +76,11 @@ static inline void expect_same_gradients(ranks_test *test) {
         const float *found = wb_train_grad(test->spread.train, &here);
         if (!found) continue;
         const double error = relative_difference(here.n, found, wb_train_grad(test->whole.train, &whole));
-        if (!(error <= 1e-5)) fprintf(stderr, "%s: off by %.3g\n", here.name, error);
-        expect(test, error <= 1e-5, "a gradient differs from one rank's");
+        /* The scales of hyper-connections are one or three numbers, each a sum over all tokens and streams of
+         * terms that cancel: what it is off by is small beside these, and not beside their sum. */
+        const double limit = here.n <= 3 ? 1e-4 : 1e-5;
+        if (!(error <= limit)) fprintf(stderr, "%s: off by %.3g\n", here.name, error);
+        expect(test, error <= limit, "a gradient differs from one rank's");
     }
 }
 
