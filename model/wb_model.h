@@ -188,7 +188,7 @@ WB_API wb_status wb_config_complete(wb_config *config);
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
- * moe_layers_out: [2 * config->n_layers], which *model_out points into, as it may into `config`. The errors
+ * moe_layers_out: [3 * config->n_layers], which *model_out points into, as it may into `config`. The errors
  * of wb_config_load, and INVALID_ARGUMENT where no layer is MoE. */
 WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
                                   wb_route_model *model_out);
@@ -207,7 +207,7 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * says; of others, and where wb_config_load would be CORRUPT (a key that the engine needs is absent or of
  * another type) by no key that routes depend on, the fingerprint is made of family, hidden_size, vocab_size
  * and the route model.
- * moe_layers_out: [2048], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
+ * moe_layers_out: [3072], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
  * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);
