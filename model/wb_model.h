@@ -441,6 +441,16 @@ typedef struct wb_routing {
      * counts of these rows under the model's dispatch. That is asked of the device before the first layer,
      * which the host waits for; a model of one rank, which needs no count, does not ask. */
     const wb_planned_layer *planned;
+    /* What indexers choose, of a model whose routes have layers with indexers: for each of its S indexers
+     * (wb_indexer_columns) the positions that each token looks at, ascending, then -1: device
+     * [S][T][indexer_k]. NULL: every row chooses for itself, and nobody is told. A row whose direction is not
+     * native looks at what stands there; a native one chooses, and its choice is written there, as with
+     * `ids`: the backward and its recompute follow what is there. No gradient passes through a choice.
+     * INVALID_ARGUMENT, found by the device, for positions out of order or beyond what a token may see;
+     * before that, for a model without indexers, and for the next two where this one is NULL. */
+    int32_t *listed;
+    const uint8_t *listed_direction; /* device [S][T] wb_row_direction, or NULL: all native */
+    int32_t *listed_native; /* device [S][T][indexer_k], out: what each row would choose by itself; or NULL */
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */
