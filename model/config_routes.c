@@ -166,7 +166,7 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     size_t bytes = 0;
     json_t *root = NULL;
     wb_route_model model = {0};
-    uint32_t layers[2 * WB_MAX_LAYERS] = {0}, vocab = 0;
+    uint32_t layers[3 * WB_MAX_LAYERS] = {0}, vocab = 0;
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
@@ -181,6 +181,8 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     memcpy(moe_layers_out, layers, sizeof layers);
     model.moe_layers = moe_layers_out;
     if (model.hash_layers) model.hash_layers = moe_layers_out + (model.hash_layers - layers);
+    if (model.indexer_layers) model.indexer_layers = moe_layers_out + (model.indexer_layers - layers);
+    if (model.indexer_source) model.indexer_source = moe_layers_out + (model.indexer_source - layers);
     *model_out = model;
     *vocab_size_out = vocab;
     return WB_OK;

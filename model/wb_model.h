@@ -188,7 +188,7 @@ WB_API wb_status wb_config_complete(wb_config *config);
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
- * moe_layers_out: [2 * config->n_layers], which *model_out points into, as it may into `config`. The errors
+ * moe_layers_out: [3 * config->n_layers], which *model_out points into, as it may into `config`. The errors
  * of wb_config_load, and INVALID_ARGUMENT where no layer is MoE. */
 WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
                                   wb_route_model *model_out);
@@ -207,7 +207,7 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * says; of others, and where wb_config_load would be CORRUPT (a key that the engine needs is absent or of
  * another type) by no key that routes depend on, the fingerprint is made of family, hidden_size, vocab_size
  * and the route model.
- * moe_layers_out: [2048], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
+ * moe_layers_out: [3072], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
  * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);
@@ -441,6 +441,16 @@ typedef struct wb_routing {
      * counts of these rows under the model's dispatch. That is asked of the device before the first layer,
      * which the host waits for; a model of one rank, which needs no count, does not ask. */
     const wb_planned_layer *planned;
+    /* What indexers choose, of a model whose routes have layers with indexers: for each of its S indexers
+     * (wb_indexer_columns) the positions that each token looks at, ascending, then -1: device
+     * [S][T][indexer_k]. NULL: every row chooses for itself, and nobody is told. A row whose direction is not
+     * native looks at what stands there; a native one chooses, and its choice is written there, as with
+     * `ids`: the backward and its recompute follow what is there. No gradient passes through a choice.
+     * INVALID_ARGUMENT, found by the device, for positions out of order or beyond what a token may see;
+     * before that, for a model without indexers, and for the next two where this one is NULL. */
+    int32_t *listed;
+    const uint8_t *listed_direction; /* device [S][T] wb_row_direction, or NULL: all native */
+    int32_t *listed_native; /* device [S][T][indexer_k], out: what each row would choose by itself; or NULL */
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */

@@ -30,7 +30,7 @@ static wb_status check_hash_rows(wb_dump *dump, const char *dir, const wb_hash_r
 }
 
 wb_status verify_model(const char *path, const char *dir) {
-    uint32_t layers[2048], vocab_size;
+    uint32_t layers[3072], vocab_size;
     wb_route_model model;
     wb_dump *dump = NULL;
     wb_hash_file *tables = NULL;
