@@ -226,8 +226,11 @@ static void read_biases(reference *ref) {
         const char *mlp = router ? strstr(router, ".mlp.gate") : NULL;
         if (ref->config.family == WB_FAMILY_DEEPSEEK_V4 && mlp)
             snprintf(name, sizeof name, "%.*s.ffn.gate.bias", (int)(mlp - router), router);
-        if (wb_safetensors_find(model, name, &view) == WB_OK)
-            ref->layers[i].bias = read_floats(model, name, ref->E);
+        /* Releases of that family do without "model.". */
+        const bool is_there = wb_safetensors_find(model, name, &view) == WB_OK;
+        const char *found = is_there ? name : strchr(name, '.') + 1;
+        if (wb_safetensors_find(model, found, &view) == WB_OK)
+            ref->layers[i].bias = read_floats(model, found, ref->E);
     }
     wb_safetensors_close(model);
 }
