@@ -214,8 +214,8 @@ WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, 
 
 /* The tables of the hash-routed layers of the model in DIR, read from its checkpoint alone. */
 typedef struct wb_hash_file wb_hash_file;
-/* Where the engine does not run the model, or the model has no such layers, no file but config.json is read.
- * Errors as of wb_model_open. */
+/* How other tensors are stored does not matter. Where the engine does not run the model, or the model has no
+ * such layers, no file but config.json is read. Errors as of wb_routes_of_folder and wb_model_open. */
 WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
 WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
 WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
