@@ -62,10 +62,9 @@ typedef struct wb_engine_options {
      * the same on all ranks then. Else guesses are of the request's text. What is returned does not depend
      * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0, the
      * default: none. Where layers keep state of a fixed size, which cannot take a token back, a state is
-     * copied for it, and after a wrong guess the right ones before it are fed again. There what is returned
-     * may depend on max_drafts in one case: weights are set after a wrong guess and before its request's next
-     * step, without recompute_keys. What is fed again is then fed by the new weights, where without drafts
-     * the state of the old ones would stay. */
+     * copied for it, and after a wrong guess the right ones before it are fed again by the next step. If
+     * weights are set in between, without recompute_keys, the tokens that were drawn behind the state are
+     * taken back and drawn again by the new weights. */
     int32_t max_drafts;
     /* States of a fixed size, where layers keep such, beyond one for each request that runs: for snapshots of
      * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */

@@ -19,9 +19,6 @@ typedef struct feed {
 typedef struct feed_log {
     uint32_t n_in_pool, n_fed; /* of the request, when it was looked at last */
     uint32_t reached;          /* the end of the latest feed */
-    /* A state went back from a wrong draft, and what it had been fed before the draft was fed to it again by
-     * other weights: no engine without drafts, which goes on from there, does that. */
-    bool went_back;
     uint32_t n;
     feed feeds[MAX_FEEDS];
 } feed_log;
@@ -30,13 +27,21 @@ static inline uint32_t number_of(const wb_record *record) {
     return (uint32_t)strtoul(record->rid + 1, NULL, 10);
 }
 
-/* n_in_pool falls in a preemption, to 0. Where it is less than what was newly fed, the state went back from a
- * wrong draft: what was right of the step counts as fed, and the next step feeds it again. */
-static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_fed, uint64_t version) {
+/* Of the request nothing behind the first n_fed tokens is fed, whatever was. */
+static inline void log_taken_back(feed_log *log, uint32_t n_fed) {
+    while (log->n > 0 && log->feeds[log->n - 1].start >= n_fed) log->n--;
+    if (log->n > 0 && log->feeds[log->n - 1].end > n_fed) log->feeds[log->n - 1].end = n_fed;
+    if (log->reached > n_fed) log->reached = n_fed;
+}
+
+/* Where the request stands after a step or before the next one. n_in_pool falls in a preemption, to 0. Behind
+ * it, n_went_back tokens have been fed and their state has gone back from a wrong draft: the next step feeds
+ * them again. n_fed falls where weights are set before it does. */
+static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_went_back, uint32_t n_fed,
+                            uint64_t version) {
+    const uint32_t end = n_in_pool + n_went_back;
+    if (n_fed < log->n_fed) log_taken_back(log, n_fed);
     if (n_in_pool < log->n_in_pool) log->reached = n_in_pool;
-    const uint32_t end = n_fed > log->n_fed && n_fed > n_in_pool ? n_fed : n_in_pool;
-    if (log->reached > log->n_in_pool && n_in_pool > log->n_in_pool)
-        log->went_back |= log->feeds[log->n - 1].version != version;
     if (end > log->reached) {
         if (log->n == MAX_FEEDS) abort();
         log->feeds[log->n++] = (feed){log->reached, end, version};
@@ -46,16 +51,22 @@ static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_fed, u
     log->n_fed = n_fed;
 }
 
+/* What was polled: it has been fed all but its last token, or as far as its spans go. */
 static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
-    log_feed(&logs[number_of(record)], record->n_tokens - 1, record->n_tokens - 1, engine->weight_version);
+    const uint32_t n = record->n_tokens - 1;
+    if (record->finish == WB_FINISH_ABORT)
+        log_taken_back(&logs[number_of(record)],
+                       record->n_spans > 0 ? record->spans[record->n_spans - 1].end : 0);
+    else
+        log_feed(&logs[number_of(record)], n, 0, n, engine->weight_version);
 }
 
 /* After a step: what it fed of unfinished requests, and of those of other ranks that ended; log_finished then
  * tells of a polled one. logs: by the number in a rid. */
 static inline void log_step(const wb_engine *engine, feed_log *logs) {
     for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next)
-        log_feed(&logs[number_of(entry->record)], entry->n_in_pool, wb_sequence_of(entry)->n_fed,
-                 engine->weight_version);
+        log_feed(&logs[number_of(entry->record)], entry->n_in_pool, entry->n_went_back,
+                 wb_sequence_of(entry)->n_fed, engine->weight_version);
     for (const wb_sequence *s = engine->lending.ended.first; s; s = s->next)
         if (s->completion.record.finish != WB_FINISH_ABORT) log_finished(engine, logs, &s->completion.record);
 }

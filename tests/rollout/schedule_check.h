@@ -89,7 +89,6 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     const wb_route_model *routes = wb_model_routes(lone->own.model);
     if (wb_record_check(routes, &found->record, found->record.finish != WB_FINISH_ABORT) != WB_OK)
         return wb_error_message();
-    if (log->went_back) return NULL;
     wb_completion *alone = lone_request(lone, a, log);
     const char *what = difference(routes, alone, found);
     wb_completion_free(alone);

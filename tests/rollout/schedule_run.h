@@ -66,7 +66,7 @@ static inline bool apply_event(schedule_rank *r, const event *e) {
 static inline void take_finished(schedule_rank *r) {
     for (wb_completion *c = wb_engine_poll(r->engine); c; c = wb_engine_poll(r->engine)) {
         const uint32_t i = number_of(&c->record);
-        if (c->record.finish != WB_FINISH_ABORT) log_finished(r->engine, r->out->logs, &c->record);
+        log_finished(r->engine, r->out->logs, &c->record);
         if (r->out->done[i]) schedule_fail(r->out, wb_comm_rank(r->comm), c->record.rid, "is done twice");
         r->out->done[i] = c;
     }
