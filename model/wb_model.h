@@ -220,6 +220,10 @@ WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
 WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
 WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
 
+/* S: indexers of such a model, each of a layer of its own (wb_indexer_columns). Up to index_top_k of the
+ * entries that a token sees, one for each sparse_rate tokens up to its own, are chosen by each. */
+WB_API int32_t wb_config_n_indexers(const wb_config *config);
+
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
 

@@ -1,7 +1,7 @@
-/* test_listed_entries.c - who says which entries a token looks at (wb_routing.listed): recorded lists are what
- * the indexer chose; forced ones are followed by forward, backward and recompute, whatever the indexer would
- * choose; inference and training have the same. Everything is compared bit for bit. The seed is printed;
- * argument 1 sets one. */
+/* test_listed_entries.c - who says which entries a token looks at (wb_routing.listed): recorded lists are
+ * what the indexer chose; forced ones are followed by forward, backward and recompute, whatever the indexer
+ * would choose; inference and training have the same. Everything is compared bit for bit. The seed is
+ * printed; argument 1 sets one. */
 #include "model_ranks.h"
 
 #include <setjmp.h>

@@ -69,6 +69,9 @@ static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t 
     earlier = &s->asks[of].request;
     earlier->return_routes = true;
     earlier->routes_start = 0;
+    /* What indexers chose is there from the first token on, and so it is where that goes on from. */
+    for (uint32_t e = of; request->return_indexer && e != NONE; e = s->continues[e])
+        s->asks[e].request.return_indexer = true;
     s->continues[i] = of;
     s->rank[i] = s->rank[of];
     request->n_tokens = pick(d, 1, 6);
@@ -95,6 +98,7 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         a->request.return_routes = pick(d, 0, 3) != 0;
         a->request.routes_start = pick(d, 0, 1) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         a->request.expected_tokens = pick(d, 0, 1) == 0 ? 0 : a->request.max_tokens;
+        a->request.return_indexer = wb_config_n_indexers(&s->config) > 0 && (s->seed + i) % 4 != 0;
         s->rank[i] = pick(d, 0, n_asked - 1);
         uint64_t arrival = pick(d, 0, 2) > 0 ? 0 : pick(d, 0, LAST_EVENT_STEP);
         s->continues[i] = NONE;
@@ -124,6 +128,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->max_prefill_tokens = max_prefill_tokens;
         o->recompute_keys = recompute_keys;
         o->lend_requests = lend_requests;
+        o->indexer = true;
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
@@ -142,7 +147,9 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
     const wb_family family = pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 7) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
     const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 2);
-    s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
+    /* Two layers with indexers, and all other kinds. */
+    const bool deep = family == WB_FAMILY_DEEPSEEK_V4 && seed % 2 == 0;
+    s->config = tiny_config(family, n_experts, top_k, deep ? 4 : n_layers, 0);
     s->dtype = pick(&d, 0, 1) == 0 ? WB_F32 : WB_BF16;
     s->n_ranks = (int)pick(&d, 1, (uint32_t)max_ranks);
     schedule_make_asks(s, &d);
@@ -175,9 +182,9 @@ static inline void schedule_print(const schedule *s) {
         if (e->kind == EVENT_SUBMIT) {
             const wb_request *r = &s->asks[e->number].request;
             printf(" on rank %" PRIu32 ": %" PRIu32 " + %" PRIu32 " tokens, routes %d from %" PRIu32
-                   ", mask %d, temperature %g, priority %" PRId32 "; prompt",
+                   ", mask %d, indexer %d, temperature %g, priority %" PRId32 "; prompt",
                    s->rank[e->number], r->n_tokens, r->max_tokens, r->return_routes, r->routes_start,
-                   r->return_sampling_mask, (double)r->temperature, r->priority);
+                   r->return_sampling_mask, r->return_indexer, (double)r->temperature, r->priority);
             for (uint32_t t = 0; t < r->n_tokens; t++) printf(" %" PRIu32, s->asks[e->number].prompt[t]);
         }
         if (e->kind == EVENT_SUBMIT && s->continues[e->number] != NONE)

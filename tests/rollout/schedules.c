@@ -21,6 +21,7 @@ enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
     uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
+    uint64_t listed; /* tokens whose indexers chose, of records that say what */
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -38,6 +39,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
         t->changed += out->done[i]->record.n_spans > 1;
         t->continued += out->continued[i] != NULL;
+        t->listed += out->done[i]->record.indexer ? out->done[i]->record.indexer->rows : 0;
     }
 }
 
@@ -146,7 +148,7 @@ static bool read_options(int argc, char **argv, options *o) {
 static bool rich_enough(const tally *t, uint64_t n) {
     return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 &&
                          t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
-                         t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8);
+                         t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8 && t->listed >= n);
 }
 
 int main(int argc, char **argv) {
@@ -174,10 +176,10 @@ int main(int argc, char **argv) {
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " lent, %" PRIu64 " drafts accepted, %" PRIu64
-           " rejected: each as it is alone\n",
+           " records continued, %" PRIu64 " lent, %" PRIu64 " tokens with what indexers chose, %" PRIu64
+           " drafts accepted, %" PRIu64 " rejected: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.accepted, t.rejected);
+           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected);
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;
