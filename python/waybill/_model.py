@@ -111,7 +111,11 @@ class RouteModel:
 
     def layer_k(self, layer: int) -> int:
         """K of MoE layer `layer`, 0..L-1."""
-        return self.layer_top_k[layer] if self.layer_top_k else self.top_k
+        if not self.layer_top_k:
+            return self.top_k
+        if not 0 <= layer < self.n_moe_layers:
+            raise InvalidArgument(f"layer: expected 0..{self.n_moe_layers - 1}, found {layer}")
+        return self.layer_top_k[layer]
 
     @property
     def weighted(self) -> int:
