@@ -86,6 +86,7 @@ typedef struct repeater {
     wb_infer *infer;
     uint8_t *rows, *direction; /* [max_positions] */
     int32_t *tokens, *pos, *seq, *block;
+    void *device_rows, *device_direction, *device_token, *device_logprob; /* of a feed, on the device */
 } repeater;
 
 static inline repeater repeater_open(wb_model *model, const wb_model *const *versions) {
@@ -103,10 +104,18 @@ static inline repeater repeater_open(wb_model *model, const wb_model *const *ver
     r.seq = take(n, sizeof *r.seq);
     r.block = take(n, sizeof *r.block);
     for (size_t i = 0; i < n; i++) r.block[i] = (int32_t)i;
+    wb_device *device = wb_model_device(model);
+    must(wb_device_alloc(device, n * wb_route_row_bytes(wb_model_routes(model)), &r.device_rows), "rows");
+    must(wb_device_alloc(device, n, &r.device_direction), "direction");
+    must(wb_device_alloc(device, sizeof(int32_t), &r.device_token), "token");
+    must(wb_device_alloc(device, sizeof(float), &r.device_logprob), "logprob");
     return r;
 }
 
 static inline void repeater_close(repeater *r) {
+    void *const on_device[] = {r->device_rows, r->device_direction, r->device_token, r->device_logprob};
+    for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
+        wb_device_free(wb_model_device(r->model), on_device[i]);
     wb_infer_close(r->infer);
     void *const arrays[] = {r->rows, r->direction, r->tokens, r->pos, r->seq, r->block};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
@@ -134,15 +143,20 @@ static inline float repeat_feed(repeater *r, const wb_record *record, const feed
                                   .states = &state,
                                   .n_logits = 1,
                                   .logit_rows = &last};
-    /* CPU: device memory is host memory. */
-    const wb_routing routing = {.ids = r->rows + f->start * row_bytes, .direction = r->direction};
+    const wb_routing routing = {.ids = r->device_rows, .direction = r->device_direction};
+    const size_t n = (size_t)batch.T;
     const float *logits;
     float logprob;
     wb_device *device = wb_model_device(r->model);
+    must(wb_device_upload(device, r->device_rows, r->rows + f->start * row_bytes, n * row_bytes), "rows");
+    must(wb_device_upload(device, r->device_direction, r->direction, n), "direction");
+    must(wb_device_upload(device, r->device_token, &target, sizeof target), "token");
     must(wb_infer_forward(r->infer, &batch, &routing, &logits), "forward");
-    must(device->logprob_forward(device, 1, wb_model_config(r->model)->vocab_size, logits, &target, NULL,
-                                 &logprob),
+    must(device->logprob_forward(device, 1, wb_model_config(r->model)->vocab_size, logits, r->device_token,
+                                 NULL, r->device_logprob),
          "logprob");
+    must(wb_device_download(device, r->rows + f->start * row_bytes, r->device_rows, n * row_bytes), "rows");
+    must(wb_device_download(device, &logprob, r->device_logprob, sizeof logprob), "logprob");
     return logprob;
 }
 
