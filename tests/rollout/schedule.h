@@ -133,6 +133,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         if (all_draft) o->max_drafts = s->options[0].max_drafts;
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
+        o->n_snapshots = (int32_t)((s->seed / 4 + (uint64_t)r) % 4); /* 0: as many as run */
     }
 }
 
@@ -170,9 +171,9 @@ static inline void schedule_print(const schedule *s) {
            s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
-               " running at most, prefix cache %d, %" PRId32 " drafts\n",
+               " running at most, prefix cache %d, %" PRId32 " drafts, %" PRId32 " snapshots\n",
                r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
-               s->options[r].prefix_cache, s->options[r].max_drafts);
+               s->options[r].prefix_cache, s->options[r].max_drafts, s->options[r].n_snapshots);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
         printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);
