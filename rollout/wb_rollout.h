@@ -216,7 +216,8 @@ WB_API void wb_engine_pause(wb_engine *engine);
 WB_API void wb_engine_resume(wb_engine *engine);
 
 typedef struct wb_engine_stats {
-    uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
+    /* Since open, of this rank. Tokens that were taken back (max_drafts) count as often as they were fed. */
+    uint64_t steps, prefill_tokens, decode_tokens, preemptions;
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
      * their share of taken_over_tokens + prefill_tokens. */
     uint64_t taken_over_tokens;

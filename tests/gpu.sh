@@ -76,6 +76,7 @@ every_test() {
     for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
         [ -x "$program" ] && step "$(basename "$program")" "$program"
     done
+    step_of schedules schedules --device cuda --count 100
     if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
         step test_torch env PYTHONPATH="$build/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/test_torch.py"
     else

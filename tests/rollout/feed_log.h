@@ -90,6 +90,9 @@ typedef struct repeater {
     /* [S][max_positions][k]; and those of a feed, with directions, [S][tokens][k] */
     int32_t *listed, *fed_listed;
     uint8_t *listed_direction;
+    /* Of a feed, on the device. */
+    void *device_rows, *device_direction, *device_token, *device_logprob, *device_listed,
+        *device_listed_direction;
 } repeater;
 
 static inline repeater repeater_open(wb_model *model, const wb_model *const *versions) {
@@ -112,10 +115,21 @@ static inline repeater repeater_open(wb_model *model, const wb_model *const *ver
     r.listed = take(n_lists * routes->indexer_k, sizeof *r.listed);
     r.fed_listed = take(n_lists * routes->indexer_k, sizeof *r.listed);
     r.listed_direction = take(n_lists, 1);
+    wb_device *device = wb_model_device(model);
+    must(wb_device_alloc(device, n * wb_route_row_bytes(wb_model_routes(model)), &r.device_rows), "rows");
+    must(wb_device_alloc(device, n, &r.device_direction), "direction");
+    must(wb_device_alloc(device, sizeof(int32_t), &r.device_token), "token");
+    must(wb_device_alloc(device, sizeof(float), &r.device_logprob), "logprob");
+    must(wb_device_alloc(device, n_lists * routes->indexer_k * sizeof *r.listed, &r.device_listed), "listed");
+    must(wb_device_alloc(device, n_lists, &r.device_listed_direction), "directions of listed");
     return r;
 }
 
 static inline void repeater_close(repeater *r) {
+    void *const on_device[] = {r->device_rows,    r->device_direction, r->device_token,
+                               r->device_logprob, r->device_listed,    r->device_listed_direction};
+    for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
+        wb_device_free(wb_model_device(r->model), on_device[i]);
     wb_infer_close(r->infer);
     void *const arrays[] = {r->rows,   r->direction,  r->tokens,          r->pos, r->seq, r->block,
                             r->listed, r->fed_listed, r->listed_direction};
@@ -132,6 +146,22 @@ static inline void move_lists(repeater *r, const feed *f, bool into_feed) {
         int32_t *fed = r->fed_listed + c * T * routes->indexer_k;
         memcpy(into_feed ? fed : all, into_feed ? all : fed, bytes);
         memcpy(r->listed_direction + c * T, r->direction, T);
+    }
+}
+
+/* Gives a feed its lists before it, or takes back after it what it left. */
+static inline void feed_lists(repeater *r, const feed *f, bool before) {
+    wb_device *device = wb_model_device(r->model);
+    const wb_route_model *routes = wb_model_routes(r->model);
+    const size_t cells = wb_indexer_columns(routes) * (f->end - f->start);
+    const size_t bytes = cells * routes->indexer_k * sizeof *r->fed_listed;
+    if (before) {
+        move_lists(r, f, true);
+        must(wb_device_upload(device, r->device_listed, r->fed_listed, bytes), "listed");
+        must(wb_device_upload(device, r->device_listed_direction, r->listed_direction, cells), "directions");
+    } else {
+        must(wb_device_download(device, r->fed_listed, r->device_listed, bytes), "listed");
+        move_lists(r, f, false);
     }
 }
 
@@ -157,21 +187,26 @@ static inline float repeat_feed(repeater *r, const wb_record *record, const feed
                                   .states = &state,
                                   .n_logits = 1,
                                   .logit_rows = &last};
-    /* CPU: device memory is host memory. */
-    wb_routing routing = {.ids = r->rows + f->start * row_bytes, .direction = r->direction};
+    wb_routing routing = {.ids = r->device_rows, .direction = r->device_direction};
+    const size_t n = (size_t)batch.T;
     if (r->lists) {
-        move_lists(r, f, true);
-        routing.listed = r->fed_listed;
-        routing.listed_direction = r->listed_direction;
+        feed_lists(r, f, true);
+        routing.listed = r->device_listed;
+        routing.listed_direction = r->device_listed_direction;
     }
     const float *logits;
     float logprob;
     wb_device *device = wb_model_device(r->model);
+    must(wb_device_upload(device, r->device_rows, r->rows + f->start * row_bytes, n * row_bytes), "rows");
+    must(wb_device_upload(device, r->device_direction, r->direction, n), "direction");
+    must(wb_device_upload(device, r->device_token, &target, sizeof target), "token");
     must(wb_infer_forward(r->infer, &batch, &routing, &logits), "forward");
-    if (r->lists) move_lists(r, f, false);
-    must(device->logprob_forward(device, 1, wb_model_config(r->model)->vocab_size, logits, &target, NULL,
-                                 &logprob),
+    must(device->logprob_forward(device, 1, wb_model_config(r->model)->vocab_size, logits, r->device_token,
+                                 NULL, r->device_logprob),
          "logprob");
+    must(wb_device_download(device, r->rows + f->start * row_bytes, r->device_rows, n * row_bytes), "rows");
+    if (r->lists) feed_lists(r, f, false);
+    must(wb_device_download(device, &logprob, r->device_logprob, sizeof logprob), "logprob");
     return logprob;
 }
 

@@ -1,7 +1,7 @@
 /* schedules.c - random schedules of the engine: whatever arrives when, is chunked, preempted, aborted or
  * answered by changing weights, on however many ranks, each request is bit for bit what it is alone.
  *
- *     schedules [--first SEED] [--count N] [--ranks R]
+ *     schedules [--first SEED] [--count N] [--ranks R] [--device cuda]
  *     schedules_broken --plant FAULT [...]: the verdict is good when the fault was found
  *
  * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. */
@@ -77,8 +77,16 @@ static void with_fewer_ranks(schedule *s) {
     for (uint32_t i = 0; i < s->n_asks; i++) s->rank[i] %= (uint32_t)s->n_ranks;
 }
 
-static void with_fewer_tokens(schedule *s, uint32_t i) {
-    s->asks[i].request.max_tokens--;
+static bool with_fewer_new_tokens(schedule *s, uint32_t i) {
+    return s->asks[i].request.max_tokens > 1 && s->asks[i].request.max_tokens--;
+}
+
+static bool with_a_shorter_prompt(schedule *s, uint32_t i) {
+    wb_request *r = &s->asks[i].request;
+    if (r->n_tokens < 2) return false;
+    if (r->routes_start == r->n_tokens) r->routes_start--;
+    r->n_tokens--;
+    return true;
 }
 
 /* Leaves out whatever it fails without. */
@@ -100,9 +108,9 @@ static void shrink(schedule *s) {
             *s = less;
             changed = true;
         }
-        for (uint32_t i = 0; i < s->n_asks; i++)
-            for (less = *s; less.asks[i].request.max_tokens > 1; less = *s) {
-                with_fewer_tokens(&less, i);
+        for (uint32_t i = 0; i < 2 * s->n_asks; i++)
+            for (less = *s; (i % 2 ? with_a_shorter_prompt : with_fewer_new_tokens)(&less, i / 2);
+                 less = *s) {
                 if (!still_fails(&less)) break;
                 *s = less;
                 changed = true;
@@ -122,7 +130,7 @@ static void report(schedule *s, const char *failure) {
 
 typedef struct options {
     uint64_t first, count, max_ranks;
-    bool planted;
+    bool planted, cuda;
 } options;
 
 static bool read_options(int argc, char **argv, options *o) {
@@ -133,6 +141,10 @@ static bool read_options(int argc, char **argv, options *o) {
     for (int i = 1; i < argc; i += 2) {
         bool known = i + 1 < argc && strcmp(argv[i], "--plant") == 0 && plant_fault(argv[i + 1]);
         if (known) o->planted = true;
+        if (i + 1 < argc && strcmp(argv[i], "--device") == 0) {
+            o->cuda = strcmp(argv[i + 1], "cuda") == 0;
+            known = o->cuda || strcmp(argv[i + 1], "cpu") == 0;
+        }
         for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
             if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
             char *end;
@@ -152,17 +164,22 @@ static bool rich_enough(const tally *t, uint64_t n) {
 }
 
 int main(int argc, char **argv) {
-    options o = {FIRST_SEED, COUNT, MAX_RANKS, false};
+    options o = {.first = FIRST_SEED, .count = COUNT, .max_ranks = MAX_RANKS};
     tally t = {0};
     const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
     if (help || !read_options(argc, argv, &o)) {
-        fprintf(help ? stdout : stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n",
+        fprintf(help ? stdout : stderr,
+                "usage: schedules [--first SEED] [--count N] [--ranks 1..%d] [--device cpu|cuda]\n",
                 MAX_RANKS);
         return help ? 0 : 2;
     }
+    if (o.cuda && wb_device_count_cuda() == 0) {
+        printf("schedules: skipped, there is no CUDA device\n");
+        return 77;
+    }
     for (uint64_t seed = o.first; seed < o.first + o.count; seed++) {
         static schedule s;
-        schedule_make(&s, seed, (int)o.max_ranks);
+        schedule_make(&s, seed, (int)o.max_ranks, o.cuda);
         alarm(120); /* a hang is a failure */
         const char *failure = run_schedule(&s, &t);
         if (failure[0] == 0) continue;
