@@ -36,8 +36,8 @@ extern "C" {
  * nemo-rl: "nrlre1:<type>:<S>x<L>x<K>:<base64>"; a row of -1 is missing. S is n - 1, or n when the last row,
  *     of a token that was never fed, is missing.
  * slime: `rollout_routed_experts` of a sample, int32; `rollout_indexer_topk` as sglang's.
- * verl: `routed_experts` [prompt_pad + response_pad, ..] beside `attention_mask`, which says which tokens
- *     are no padding; a row of zeros is missing where K > 1.
+ * verl: `routed_experts` [prompt_pad + response_pad, ..] beside `attention_mask`, which says which places
+ *     of `input_ids`, or of `prompts` and `responses`, are no padding; a row of zeros is missing where K > 1.
  * trtllm: `routed_experts`, int16 of the MoE layers; a row of -1 is missing.
  * prime-rl: `routed_experts` {data, shape, dtype} in base85 or base64, or [data, shape, dtype] in msgpack;
  *     without a dtype elements are as wide as the bytes make them. A last row of zeros, of a token never fed,

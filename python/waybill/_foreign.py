@@ -18,6 +18,7 @@ from ._model import RouteModel, check_model, model_of_folder
 from ._record import Record
 
 _Write = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_Skip = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int)
 
 
 def _layout(finder: Any, system: str) -> int:
@@ -143,10 +144,17 @@ def import_(
     return made
 
 
-def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
+def export(
+    dump: Dump,
+    system: str,
+    path: str | os.PathLike[str],
+    *,
+    refused: Callable[[Error], Any] | None = None,
+) -> None:
     """Writes all records of a dump as another system reads them: "npz" (arrays of numpy), "sglang" or "vllm"
     (answers, a line a record), "verl" or "slime" (a batch, .npz). The file at `path` is replaced once the new
     one is whole. Unsupported, naming the record, where the layout has no place for it; nothing is left then.
+    refused: called with each such error instead, and the others are written.
     """
     finder = _abi.functions["wb_export_layout_find"]
     handle, layout = check_dump(dump)._open(), _layout(finder, system)
@@ -164,11 +172,18 @@ def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
             return _abi.statuses["IO"]
         return _abi.enums["WB_OK"]
 
+    def skip(_: Any, status: int) -> bool:
+        try:
+            refused(_abi.error_of(status))  # type: ignore[misc]
+        except BaseException as error:
+            faults.append(error)
+        return not faults
+
     try:
         with open(temporary, "wb") as file, handle.lock:
             try:
                 _abi.functions["wb_export_dump"](
-                    handle.address, layout, _Write(write), None, None, None, None
+                    handle.address, layout, _Write(write), None, _Skip(skip) if refused else None, None, None
                 )
             except Error:
                 if faults:

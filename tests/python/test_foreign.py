@@ -180,6 +180,24 @@ class Exporting(unittest.TestCase):
         np.testing.assert_array_equal(arrays["tokens"], np.concatenate([r.tokens for r in records]))
         self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.wbr", "out.jsonl", "out.npz"])
 
+    def test_what_has_no_place_is_left_out_on_request(self):
+        random = support.random_for(self)
+        model = waybill.RouteModel.from_config(ANSWERS / "narrow")
+        holes = make_record(random, model, "holes", 8, valid=np.arange(7) != 3)
+        dump = self.dump([make_record(random, model, "a"), holes, make_record(random, model, "b")])
+        refused, path = [], self.folder / "out.jsonl"
+        waybill.export(dump, "vllm", path, refused=refused.append)
+        self.assertEqual([r.rid for r in waybill.import_(path, "vllm", model)], ["a", "b"])
+        self.assertEqual([type(error) for error in refused], [waybill.Unsupported])
+        self.assertRegex(str(refused[0]), "record holes: position 3")
+
+        def no_more(error):
+            raise KeyboardInterrupt
+
+        with self.assertRaises(KeyboardInterrupt):
+            waybill.export(dump, "vllm", self.folder / "other.jsonl", refused=no_more)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.wbr", "out.jsonl"])
+
     def test_a_failure_leaves_nothing(self):
         random = support.random_for(self)
         model = waybill.RouteModel.from_config(ANSWERS / "narrow")

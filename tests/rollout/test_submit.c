@@ -82,7 +82,7 @@ static void test_bad_requests_are_refused_by_name(void **state) {
         assert_refused(engine, invalid, text, &bad); \
     } while (0)
     REFUSED("request: options of 0 bytes", bad.size = 0);
-    REFUSED("request: reserved[1]", bad.reserved[2] = 1);
+    REFUSED("request: reserved[1]", bad.reserved[1] = 1);
     REFUSED("rid", bad.rid = NULL);
     REFUSED("rid", bad.rid = "");
     REFUSED("rid", bad.rid = long_rid);

@@ -489,6 +489,8 @@ def make_slime():
     good("slime", "lists", lines(sample(B, rows(B).tolist(), status="truncated")), expected(B, f"r{B}", **dict(done, finish="length")))
     good("slime", "msgpack", msgpack.packb(sample(A, rows(A).tobytes())) + msgpack.packb(sample(B, {"data": rows(B).tobytes(), "shape": [6, 4, 2], "dtype": "<i4"})),
          expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
+    good("slime", "samples", msgpack.packb({"rollout_id": 0, "samples": [sample(A, rows(A).tobytes()), sample(B, b64(rows(B)))]}),
+         expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
     out = io.BytesIO()
     np.savez(out, tokens=np.array(TRUTH[A]["tokens"], np.int64), response_length=np.int64(3), rollout_routed_experts=rows(A),
              rollout_log_probs=np.array(TRUTH[A]["logprobs"], np.float32))
@@ -571,6 +573,14 @@ def make_verl():
     good("verl", "start", lines(dict(one, rid="x", routed_experts_start_len=2)), expected(B, "x", logprobs=True, start=2))
     no_responses = {k: v for k, v in one.items() if k not in ("responses", "prompts")}
     good("verl", "response_mask", lines(dict(no_responses, rid="x")), expected(B, "x", logprobs=True))
+    halves = {k: v for k, v in one.items() if k != "input_ids"}
+    good("verl", "prompts_and_responses", lines(dict(halves, rid="x")), expected(B, "x", logprobs=True))
+    named_alike = dict(prompt_token_ids=one["prompts"], token_ids=one["responses"], **{k: v for k, v in halves.items() if k not in ("prompts", "responses")})
+    good("verl", "padded_halves", lines(dict(named_alike, rid="x")), expected(B, "x", logprobs=True))
+    bad("verl", "prompts_alone", lines({k: v for k, v in halves.items() if k != "responses"}), "NOT_FOUND", "expected input_ids, or prompts and responses")
+    listed = {k: v.tolist() for k, v in batch.items()}
+    good("verl", "batch_of_lists", json.dumps(dict(listed, uid=[7, 7], rid=["x", "y"])).encode(), dict(both[0], rid="x", group=7),
+         dict(both[1], rid="y", group=7, sample=1), extension="json")
     agent = {"rid": "x", "prompt_ids": prompt(A), "response_ids": new(A), "response_logprobs": TRUTH[A]["logprobs"], "response_mask": [1] * 3,
              "routed_experts": padded(rows(A), after=1).tolist()}
     good("verl", "agent_loop", lines(agent), expected(A, "x", logprobs=True))
