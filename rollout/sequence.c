@@ -57,7 +57,8 @@ static wb_status open_arrays(wb_sequence *s, uint32_t n_spans, uint64_t max_mask
     return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
-/* The prompt; and of the record that goes on, what was fed: its rows, cells and spans. Room for a span more. */
+/* The prompt; and of the record that goes on, what was fed: its rows, cells and spans. Room for a span
+ * more. */
 static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_route_model *route_model) {
     const wb_record *earlier = request->continues;
     const uint32_t n = earlier ? earlier->n_tokens : 0;

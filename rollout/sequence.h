@@ -48,8 +48,8 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
     return (wb_sequence *)(void *)((char *)entry - offsetof(wb_sequence, entry));
 }
 
-/* Copies `request`, which has been checked by `limits`, with room for everything that it can grow to. max_blocks: KV
- * blocks that it can hold. */
+/* Copies `request`, which has been checked by `limits`, with room for everything that it can grow to.
+ * max_blocks: KV blocks that it can hold. */
 wb_status wb_sequence_create(const wb_request *request, const wb_request_limits *limits, int64_t max_blocks,
                              wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
