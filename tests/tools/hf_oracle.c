@@ -35,9 +35,10 @@ static const char usage[] =
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
     "spread over them; with --device cuda rank r takes GPU r, counted round. --dtype bf16: weights and\n"
-    "activations, within bounds that follow from the number of roundings. --save OUT also "
-    "writes the model again, as a checkpoint (check_hf_load.py reads it). --plant X moves each weight of\n"
-    "the middle layer by X of itself, up or down, which must be found.\n"
+    "activations, within bounds that follow from the number of roundings. --save OUT also writes the model\n"
+    "again, as a checkpoint (check_hf_load.py reads it). --plant X moves each weight of the middle layer by "
+    "X\n"
+    "of itself, up or down, which must be found.\n"
     "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input, 77 bf16 has no limit.\n";
 
 static void die(const char *format, ...) {
