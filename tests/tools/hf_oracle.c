@@ -1145,6 +1145,8 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
                                        : "PASS");
         if (!ok) verdict = EXIT_DIFFERENT;
     }
+    printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
+           n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
     if (no_limit)
         printf("bf16 has no limit here: one more rounding of each weight changes a result by more than twice "
                "of it\n");
@@ -1152,8 +1154,6 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
         printf(
             "limits above %g: %d times what one more rounding of each weight changes, the most of %d runs\n",
             LEAST_BOUND, NOISE_FACTOR, NOISE_RUNS);
-    printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
-           n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
     return verdict == EXIT_PASS && no_limit ? EXIT_NO_LIMIT : verdict;
 }
 
