@@ -142,17 +142,30 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     }
 }
 
+/* Those whose layers keep state of a sequence twice as often as the others. */
+static inline wb_family schedule_pick_family(dice *d) {
+    static const wb_family stateful[] = {WB_FAMILY_QWEN3_NEXT, WB_FAMILY_QWEN3_5_MOE, WB_FAMILY_DEEPSEEK_V4};
+    const uint32_t i = pick(d, 0, N_FAMILIES + 2);
+    return i < N_FAMILIES ? (wb_family)i : stateful[i - N_FAMILIES];
+}
+
+/* Layers that the family has to have for one of each kind: a delta net and attention; entries of both rates,
+ * the first by a table, and a window alone. */
+static inline int32_t schedule_kinds(wb_family family) {
+    if (family == WB_FAMILY_DEEPSEEK_V4) return 3;
+    return family == WB_FAMILY_QWEN3_NEXT || family == WB_FAMILY_QWEN3_5_MOE ? 2 : 1;
+}
+
 static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool cuda) {
     dice d = {wb_mix64(seed)};
     memset(s, 0, sizeof *s);
     s->seed = seed;
     s->cuda = cuda;
-    const wb_family family = pick_family(&d);
+    const wb_family family = schedule_pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 7) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
-    const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 2);
-    /* Two layers with indexers, and all other kinds. */
-    const bool deep = family == WB_FAMILY_DEEPSEEK_V4 && seed % 2 == 0;
-    s->config = tiny_config(family, n_experts, top_k, deep ? 4 : n_layers, 0);
+    const int32_t top_k = (int32_t)pick(&d, 1, 4), n_more = (int32_t)pick(&d, 0, 1);
+    const int32_t n_layers = schedule_kinds(family) + n_more;
+    s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
     s->dtype = pick(&d, 0, 1) == 0 ? WB_F32 : WB_BF16;
     s->activations = s->seed / 2 % 2 == 0 ? s->dtype : WB_F32;
     s->n_ranks = (int)pick(&d, 1, (uint32_t)max_ranks);

@@ -22,6 +22,7 @@ enum { FIRST_SEED = 1, COUNT = 250 };
 typedef struct tally {
     uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
     uint64_t listed; /* tokens whose indexers chose, of records that say what */
+    uint64_t of_family[N_FAMILIES];
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -32,6 +33,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
         t->taken_over += out->stats[r].taken_over_tokens;
     }
+    t->of_family[s->config.family]++;
     t->steps += out->stats[0].steps;
     t->paused += out->pause_steps[0];
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
@@ -156,11 +158,18 @@ static bool read_options(int argc, char **argv, options *o) {
     return o->count >= 1 && o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
 }
 
+static uint64_t rarest_family(const tally *t) {
+    uint64_t least = t->of_family[0];
+    for (int i = 1; i < N_FAMILIES; i++) least = t->of_family[i] < least ? t->of_family[i] : least;
+    return least;
+}
+
 /* That the schedules show something; few of them need not. */
 static bool rich_enough(const tally *t, uint64_t n) {
-    return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 &&
-                         t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
-                         t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8 && t->listed >= n);
+    return n < COUNT ||
+           (rarest_family(t) >= n / 64 && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
+            t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
+            t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8 && t->listed >= n);
 }
 
 int main(int argc, char **argv) {
@@ -194,9 +203,9 @@ int main(int argc, char **argv) {
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
            " records continued, %" PRIu64 " lent, %" PRIu64 " tokens with what indexers chose, %" PRIu64
-           " drafts accepted, %" PRIu64 " rejected: each as it is alone\n",
+           " drafts accepted, %" PRIu64 " rejected, %" PRIu64 " of the rarest family: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected);
+           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected, rarest_family(&t));
     if (rich_enough(&t, o.count)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

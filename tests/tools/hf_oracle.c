@@ -35,9 +35,10 @@ static const char usage[] =
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
     "spread over them; with --device cuda rank r takes GPU r, counted round. --dtype bf16: weights and\n"
-    "activations, within bounds that follow from the number of roundings. --save OUT also "
-    "writes the model again, as a checkpoint (check_hf_load.py reads it). --plant X moves each weight of\n"
-    "the middle layer by X of itself, up or down, which must be found.\n"
+    "activations, within bounds that follow from the number of roundings. --save OUT also writes the model\n"
+    "again, as a checkpoint (check_hf_load.py reads it). --plant X moves each weight of the middle layer by "
+    "X\n"
+    "of itself, up or down, which must be found.\n"
     "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input, 77 bf16 has no limit.\n";
 
 static void die(const char *format, ...) {
@@ -1144,6 +1145,8 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
                                        : "PASS");
         if (!ok) verdict = EXIT_DIFFERENT;
     }
+    printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
+           n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
     if (no_limit)
         printf("bf16 has no limit here: one more rounding of each weight changes a result by more than twice "
                "of it\n");
@@ -1151,8 +1154,6 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
         printf(
             "limits above %g: %d times what one more rounding of each weight changes, the most of %d runs\n",
             LEAST_BOUND, NOISE_FACTOR, NOISE_RUNS);
-    printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
-           n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
     return verdict == EXIT_PASS && no_limit ? EXIT_NO_LIMIT : verdict;
 }
 

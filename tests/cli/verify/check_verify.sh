@@ -60,6 +60,10 @@ expect 0 "$waybill" convert --from vllm --model "$scratch/lacking" "$scratch/ans
 expect 0 "$waybill" verify --model "$scratch/lacking" "$scratch/lacking.wbr"
 out_has "NOT COMPARED: rows of 1 hash-routed layers"
 out_has "OK: 1 records"
+# And one whose tables say otherwise: record, layer, position and token are named.
+expect 0 "$waybill" convert --from vllm --model "$oracles/deepseek_v4_kinds" "$scratch/answers.jsonl" -o "$scratch/other.wbr"
+expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$scratch/other.wbr"
+err_has "record a: position 0, MoE layer 0 (model layer 0), which is routed by a table: expected experts 2 6 for token 1, found 1 2"
 
 mkdir "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
