@@ -35,13 +35,12 @@ static inline void schedule_fail(outcome *out, int rank, const char *rid, const 
         snprintf(out->failures[rank], sizeof out->failures[rank], "rank %d, %s: %s", rank, rid, what);
 }
 
-/* A model of the schedule, on a device of its own. Ranks may share a GPU. comm NULL: of one rank. */
+/* A model of the schedule, on a device of its own; on a GPU, that of the rank. comm NULL: of one rank. */
 static inline rig schedule_rig(const schedule *s, uint64_t seed, wb_comm *comm, wb_dtype dtype,
                                wb_dtype activations) {
     wb_device *device = NULL;
     if (s->cuda)
-        must(wb_device_open_cuda(comm ? wb_comm_rank(comm) % wb_device_count_cuda() : 0, NULL, &device),
-             "GPU");
+        must(wb_device_open_cuda(comm ? wb_comm_rank(comm) : 0, NULL, &device), "GPU");
     else
         must(wb_device_open_cpu(1, &device), "device");
     return rig_open_with(&s->config, seed, device, comm, dtype, activations);
