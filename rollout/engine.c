@@ -152,6 +152,7 @@ static wb_status measure_step(const wb_config *config, const wb_engine_options *
     WB_TRY(wb_step_results_bytes(tokens, sampled, max_kept, wb_config_row_bytes(config), &results));
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
     memory->device_bytes += results + tokens;
+    memory->ops.sampled = max_sampled;
     memory->host_bytes += 2 * results + tokens;
     if (options->prefix_cache)
         memory->host_bytes +=
