@@ -19,7 +19,7 @@ __device__ __forceinline__ token<N> load_token(const wb_gated_delta &a, int64_t 
     token<N> x;
     const int64_t at = t * a.heads.n_value + head;
     load_keys(a, t, head / (a.heads.n_value / a.heads.n_key), lane, x.keys);
-    x.v = load_element(a.qkv, value_at(a, t, head) + j);
+    x.v = load_element(a.qkv, wb_delta_value_at(a.heads, t, head) + j);
     x.b = load_element(a.b, at);
     x.a = load_element(a.a, at);
     return x;

@@ -1,15 +1,21 @@
-/* cuda_entries.h - the keys of one query of attention over entries: the rows of its window, then the entries
- * that it sees. What the forward and the backward share. For .cu files.
+/* cuda_entries.h - attention over entries: the keys of a query, the rows of its window and then the entries
+ * that it sees, and their products with a block's heads. What the forward and the backward share. For .cu
+ * files.
  *
- * A block has one query and head, as in cuda_attention.h, from which come the steps over keys; a key is a
- * place in the query's list. */
+ * All heads of a query see the same rows, so that scores are a product of two matrices (cuda_tile_product.h),
+ * and so are the sums over keys; in between, scores lie in scratch, for as many queries at a time as there is
+ * room for. Each element is one chain in one thread: the bits are the CPU's. */
 #ifndef WB_CUDA_ENTRIES_H
 #define WB_CUDA_ENTRIES_H
 
-#include "cuda/cuda_attention.h"
+#include "cuda/cuda_attention_sinks.h"
 #include "cuda/cuda_fault.h"
+#include "cuda/cuda_scratch.h"
+#include "cuda/cuda_tile_product.h"
 #include "entry_check.h"
 #include "entry_rules.h"
+
+#include <algorithm>
 
 namespace {
 
@@ -72,41 +78,191 @@ __device__ __forceinline__ int64_t place_of_key(const wb_entry_attention &args, 
     return entry_row(keys.blocks, args.raw.block_size, args.entries.ratio, w) * args.entries.stride;
 }
 
-/* <x[head_dim], key j> */
-__device__ __forceinline__ float dot_key(const wb_entry_attention &args, const entry_list &keys, int64_t j,
-                                         const float *x) {
-    return dot_head(x, pool_of(args, keys, j), place_of_key(args, keys, j), args.raw.head_dim);
+/* ---- what a block computes of a query ---------------------------------------------------------- */
+
+/* The queries [first, first + n) of a call, whose coefficients are in scratch at one time: [n][parts][n_heads]
+ * [most_keys], a part being weights or, in a backward, gradients of scores. */
+struct query_band {
+    int64_t first, n, most_keys;
+    int parts;
+    float *coefficients;
+};
+
+/* A block has TILE_ROWS heads of a query, or those that are left. */
+struct query_heads {
+    int64_t t, head;
+    int heads;
+    float *weights; /* [heads][most_keys], of the block */
+};
+
+__host__ __device__ inline int32_t head_groups(int32_t n_heads) {
+    return (n_heads + TILE_ROWS - 1) / TILE_ROWS;
 }
 
-/* The largest score, or the sink where that is larger; NaN as in largest_score. */
-__device__ __forceinline__ float largest_of_list(const wb_entry_attention &args, const entry_list &keys,
-                                                 int64_t head, const float *q) {
-    float max = dot_key(args, keys, 0, q);
-    for (int64_t j = threadIdx.x; j < key_count(keys); j += STEP) {
-        const float score = dot_key(args, keys, j, q);
-        max = score > max ? score : max;
+__device__ __forceinline__ float *coefficients_of(const query_band &band, const wb_attention &raw, int64_t t,
+                                                  int part, int64_t head) {
+    return band.coefficients + (((t - band.first) * band.parts + part) * raw.n_heads + head) * band.most_keys;
+}
+
+__device__ __forceinline__ query_heads heads_of_block(const query_band &band, const wb_attention &raw) {
+    const int32_t groups = head_groups(raw.n_heads);
+    query_heads q = {band.first + blockIdx.x / groups, blockIdx.x % groups * TILE_ROWS, 0, NULL};
+    q.heads = static_cast<int>(min(static_cast<int64_t>(TILE_ROWS), raw.n_heads - q.head));
+    q.weights = coefficients_of(band, raw, q.t, 0, q.head);
+    return q;
+}
+
+/* Element 0 of the block's heads among those of all tokens. */
+__device__ __forceinline__ int64_t first_element(const wb_attention &raw, const query_heads &q) {
+    return (q.t * raw.n_heads + q.head) * raw.head_dim;
+}
+
+/* Half warps of a block. */
+enum { HALVES_OF_TILE = TILE_THREADS / WB_LANES };
+
+/* A block's shared memory. `other` is of a backward alone. */
+struct entry_tiles {
+    tile_operand<TILE_ROWS> rows, other;
+    tile_operand<TILE_COLUMNS> columns;
+    int64_t place[TILE_COLUMNS];
+};
+
+/* Places of `count` keys from j0 on; barriers on both sides, so that the tiles may be filled behind it. */
+__device__ __forceinline__ void find_places(const wb_entry_attention &args, const entry_list &keys,
+                                            int64_t j0, int count, int64_t *place) {
+    __syncthreads();
+    if (static_cast<int>(threadIdx.x) < count)
+        place[threadIdx.x] = place_of_key(args, keys, j0 + threadIdx.x);
+    __syncthreads();
+}
+
+/* weights (=) the scores of the block's heads, and in a backward gradients (=) the products of dout and keys. */
+template <bool BACK>
+__device__ void score_keys(const wb_entry_attention &args, const entry_list &keys, const query_heads &q,
+                           int64_t most_keys, const wb_rows &dout, float *gradients, entry_tiles &s) {
+    const int hd = args.raw.head_dim;
+    const int64_t at = first_element(args.raw, q);
+    for (int64_t j0 = 0; j0 < key_count(keys); j0 += TILE_COLUMNS) {
+        const int n = static_cast<int>(min(static_cast<int64_t>(TILE_COLUMNS), key_count(keys) - j0));
+        tile_sums score = {}, product = {};
+        find_places(args, keys, j0, n, s.place);
+        for (int d0 = 0; d0 < hd; d0 += TILE_K) {
+            const int count = min(static_cast<int>(TILE_K), hd - d0);
+            const auto element = [&](int m, int k) { return at + static_cast<int64_t>(m) * hd + d0 + k; };
+            __syncthreads();
+            fill_tile<true>(s.rows, q.heads, count, [&](int m, int k) {
+                return wb_mul(load_element(args.raw.q, element(m, k)), args.raw.scale);
+            });
+            if (BACK)
+                fill_tile<true>(s.other, q.heads, count,
+                                [&](int m, int k) { return load_element(dout, element(m, k)); });
+            fill_tile<true>(s.columns, n, count, [&](int j, int k) {
+                return load_element(pool_of(args, keys, j0 + j), s.place[j] + d0 + k);
+            });
+            __syncthreads();
+            multiply_tile(s.rows, s.columns, count, score);
+            if (BACK) multiply_tile(s.other, s.columns, count, product);
+        }
+        visit_tile(score, q.heads, n, [&](int m, int j, float x) { q.weights[m * most_keys + j0 + j] = x; });
+        if (BACK)
+            visit_tile(product, q.heads, n,
+                       [&](int m, int j, float x) { gradients[m * most_keys + j0 + j] = x; });
     }
-    max = block_max(max);
-    return args.raw.sinks && args.raw.sinks[head] > max ? args.raw.sinks[head] : max;
+    __syncthreads();
 }
 
-/* The keys of a list from j0 on, as a step, all of which are seen. */
-__device__ __forceinline__ key_step list_step(const entry_list &keys, int64_t j0) {
-    return {j0, 0, static_cast<int>(min(key_count(keys) - j0, static_cast<int64_t>(STEP)))};
-}
-
-/* out[d] += p[j] * key j of the step, ascending: thread d, d + STEP, ... place: where each key lies. */
-__device__ __forceinline__ void add_keys(const wb_entry_attention &args, const entry_list &keys,
-                                         const float *p, const int64_t *place, const key_step &step,
-                                         float (&out)[MAX_DIM / STEP]) {
-#pragma unroll
-    for (int i = 0; i < MAX_DIM / STEP; i++) {
-        const int d = threadIdx.x + i * STEP;
-        if (d >= args.raw.head_dim) break;
-#pragma unroll 4
-        for (int j = 0; j < step.end; j++)
-            out[i] = wb_fma(p[j], load_element(pool_of(args, keys, step.j0 + j), place[j] + d), out[i]);
+/* to(head, dimension) is told the sum over keys, ascending, of coefficients[heads][most_keys] times keys. */
+template <class TO>
+__device__ void add_keys(const wb_entry_attention &args, const entry_list &keys, const query_heads &q,
+                         int64_t most_keys, const float *coefficients, entry_tiles &s, const TO &to) {
+    const int hd = args.raw.head_dim;
+    for (int d0 = 0; d0 < hd; d0 += TILE_COLUMNS) {
+        const int n = min(static_cast<int>(TILE_COLUMNS), hd - d0);
+        tile_sums sum = {};
+        for (int64_t j0 = 0; j0 < key_count(keys); j0 += TILE_K) {
+            const int count = static_cast<int>(min(static_cast<int64_t>(TILE_K), key_count(keys) - j0));
+            find_places(args, keys, j0, count, s.place);
+            fill_tile<true>(s.rows, q.heads, count,
+                            [&](int m, int k) { return coefficients[m * most_keys + j0 + k]; });
+            fill_tile<false>(s.columns, n, count, [&](int d, int k) {
+                return load_element(pool_of(args, keys, j0 + k), s.place[k] + d0 + d);
+            });
+            __syncthreads();
+            multiply_tile(s.rows, s.columns, count, sum);
+        }
+        visit_tile(sum, q.heads, n, [&](int m, int d, float x) { to(m, d0 + d, x); });
     }
+}
+
+/* A half warp has a head's weights w[n], scores that become exponentials: lane l the keys l, l + 16, ..., so
+ * that sums are in lane order. Half warps without a head have n 0, and take part in exchanges. Returns what
+ * makes weights of them. */
+struct row_factors {
+    float max, inverse;
+};
+
+__device__ __forceinline__ row_factors soften_row(const wb_attention &raw, int64_t head, int64_t n,
+                                                  float *w) {
+    const int lane = threadIdx.x % WB_LANES;
+    row_factors row = {n > 0 ? w[0] : 0.0f, 0.0f};
+    float sum = 0.0f;
+    for (int64_t j = lane; j < n; j += WB_LANES) row.max = w[j] > row.max ? w[j] : row.max;
+    for (int step = WB_LANES / 2; step > 0; step /= 2) {
+        const float other = __shfl_xor_sync(ALL_LANES, row.max, step);
+        row.max = other > row.max ? other : row.max;
+    }
+    if (raw.sinks && raw.sinks[head] > row.max) row.max = raw.sinks[head];
+    __syncwarp();
+    for (int64_t j = lane; j < n; j += WB_LANES) {
+        w[j] = wb_expf(wb_sub(w[j], row.max));
+        sum = wb_add(sum, w[j]);
+    }
+    sum = fold_lanes(sum);
+    row.inverse = wb_div(1.0f, raw.sinks ? wb_add(sum, sink_weight(raw, head, row.max)) : sum);
+    return row;
+}
+
+/* ---- scratch ----------------------------------------------------------------------------------- */
+
+/* Bytes of coefficients, unless FEWEST_QUERIES need more, and queries whose coefficients are there at a time. */
+enum { BAND_BYTES = 128 << 20, FEWEST_QUERIES = 16 };
+
+/* Bytes that a query's coefficients take. */
+inline int64_t query_bytes(int32_t n_heads, int64_t most_keys, int parts) {
+    return static_cast<int64_t>(sizeof(float)) * parts * n_heads * most_keys;
+}
+
+inline int64_t band_queries(int64_t T, int64_t bytes_each) {
+    const int64_t fit = BAND_BYTES / (bytes_each > 0 ? bytes_each : 1);
+    return std::min(T, std::max(fit, static_cast<int64_t>(FEWEST_QUERIES)));
+}
+
+/* A bound of the positions of a call: where sequences are whole, positions are tokens of the call. */
+inline int64_t positions_of(const wb_attention *raw) {
+    return std::max(raw->T, static_cast<int64_t>(raw->max_blocks) * raw->block_size);
+}
+
+/* Keys that a query of a position below this sees at most. */
+inline int64_t most_keys_of(const wb_entry_attention *args, int64_t positions) {
+    const int64_t window = args->raw.window, raw = window > 0 && window < positions ? window : positions;
+    const int64_t ended = args->entries.ratio > 0 ? positions / args->entries.ratio : 0;
+    return raw + (args->listed && args->max_listed < ended ? args->max_listed : ended);
+}
+
+/* Scratch for a call: `fixed` bytes, then the coefficients of band_out->n queries. What was announced at open
+ * may be a few keys short of most_keys, whose last page is whole: then fewer queries at a time go into what
+ * there is, so that a step allocates nothing. No bit depends on it. */
+inline wb_status open_band(wb_device *dev, const wb_attention *raw, int64_t most_keys, int parts,
+                           size_t fixed, char **fixed_out, query_band *band_out) {
+    const int64_t each = query_bytes(raw->n_heads, most_keys, parts);
+    const int64_t fewest = (std::min(raw->T, static_cast<int64_t>(FEWEST_QUERIES)) + 1) / 2;
+    const int64_t room = static_cast<int64_t>(reinterpret_cast<wb_cuda_device *>(dev)->scratch_bytes) -
+                         static_cast<int64_t>(fixed);
+    int64_t n = band_queries(raw->T, each);
+    if (room >= fewest * each) n = std::min(n, room / each);
+    WB_TRY(reserve_scratch(dev, fixed + static_cast<size_t>(n * each), fixed_out));
+    *band_out = {0, n, most_keys, parts, reinterpret_cast<float *>(*fixed_out + fixed)};
+    return WB_OK;
 }
 
 } // namespace
