@@ -120,9 +120,9 @@ __device__ __forceinline__ int64_t first_element(const wb_attention &raw, const 
 /* Half warps of a block. */
 enum { HALVES_OF_TILE = TILE_THREADS / WB_LANES };
 
-/* A block's shared memory. `other` is of a backward alone. */
+/* A block's shared memory. */
 struct entry_tiles {
-    tile_operand<TILE_ROWS> rows, other;
+    tile_operand<TILE_ROWS> rows;
     tile_operand<TILE_COLUMNS> columns;
     int64_t place[TILE_COLUMNS];
 };
@@ -136,39 +136,38 @@ __device__ __forceinline__ void find_places(const wb_entry_attention &args, cons
     __syncthreads();
 }
 
-/* weights (=) the scores of the block's heads, and in a backward gradients (=) the products of dout and keys. */
-template <bool BACK>
-__device__ void score_keys(const wb_entry_attention &args, const entry_list &keys, const query_heads &q,
-                           int64_t most_keys, const wb_rows &dout, float *gradients, entry_tiles &s) {
+/* to[heads][most_keys] (=) the products of the block's heads of `from`, times `factor`, and the query's keys. */
+__device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, const entry_list &keys,
+                                              const query_heads &q, const wb_rows &from, float factor,
+                                              int64_t most_keys, float *to, entry_tiles &s) {
     const int hd = args.raw.head_dim;
     const int64_t at = first_element(args.raw, q);
     for (int64_t j0 = 0; j0 < key_count(keys); j0 += TILE_COLUMNS) {
         const int n = static_cast<int>(min(static_cast<int64_t>(TILE_COLUMNS), key_count(keys) - j0));
-        tile_sums score = {}, product = {};
-        find_places(args, keys, j0, n, s.place);
-        for (int d0 = 0; d0 < hd; d0 += TILE_K) {
+        tile_sums sum = {};
+        tile_share<TILE_ROWS> rows;
+        tile_share<TILE_COLUMNS> columns;
+        const auto load = [&](int d0) {
             const int count = min(static_cast<int>(TILE_K), hd - d0);
-            const auto element = [&](int m, int k) { return at + static_cast<int64_t>(m) * hd + d0 + k; };
-            __syncthreads();
-            fill_tile<true>(s.rows, q.heads, count, [&](int m, int k) {
-                return wb_mul(load_element(args.raw.q, element(m, k)), args.raw.scale);
+            rows = load_tile<true, TILE_ROWS>(q.heads, count, [&](int m, int k) {
+                return wb_mul(load_element(from, at + static_cast<int64_t>(m) * hd + d0 + k), factor);
             });
-            if (BACK)
-                fill_tile<true>(s.other, q.heads, count,
-                                [&](int m, int k) { return load_element(dout, element(m, k)); });
-            fill_tile<true>(s.columns, n, count, [&](int j, int k) {
+            columns = load_tile<true, TILE_COLUMNS>(n, count, [&](int j, int k) {
                 return load_element(pool_of(args, keys, j0 + j), s.place[j] + d0 + k);
             });
+        };
+        find_places(args, keys, j0, n, s.place);
+        load(0);
+        for (int d0 = 0; d0 < hd; d0 += TILE_K) {
             __syncthreads();
-            multiply_tile(s.rows, s.columns, count, score);
-            if (BACK) multiply_tile(s.other, s.columns, count, product);
+            store_tile<true>(rows, s.rows);
+            store_tile<true>(columns, s.columns);
+            __syncthreads();
+            if (d0 + TILE_K < hd) load(d0 + TILE_K);
+            multiply_tile(s.rows, s.columns, min(static_cast<int>(TILE_K), hd - d0), sum);
         }
-        visit_tile(score, q.heads, n, [&](int m, int j, float x) { q.weights[m * most_keys + j0 + j] = x; });
-        if (BACK)
-            visit_tile(product, q.heads, n,
-                       [&](int m, int j, float x) { gradients[m * most_keys + j0 + j] = x; });
+        visit_tile(sum, q.heads, n, [&](int m, int j, float x) { to[m * most_keys + j0 + j] = x; });
     }
-    __syncthreads();
 }
 
 /* to(head, dimension) is told the sum over keys, ascending, of coefficients[heads][most_keys] times keys. */
@@ -179,15 +178,24 @@ __device__ void add_keys(const wb_entry_attention &args, const entry_list &keys,
     for (int d0 = 0; d0 < hd; d0 += TILE_COLUMNS) {
         const int n = min(static_cast<int>(TILE_COLUMNS), hd - d0);
         tile_sums sum = {};
+        tile_share<TILE_ROWS> rows;
+        tile_share<TILE_COLUMNS> columns;
+        const auto load = [&](int64_t j0) {
+            const int count = static_cast<int>(min(static_cast<int64_t>(TILE_K), key_count(keys) - j0));
+            rows = load_tile<true, TILE_ROWS>(
+                q.heads, count, [&](int m, int k) { return coefficients[m * most_keys + j0 + k]; });
+            columns = load_tile<false, TILE_COLUMNS>(n, count, [&](int d, int k) {
+                return load_element(pool_of(args, keys, j0 + k), place_of_key(args, keys, j0 + k) + d0 + d);
+            });
+        };
+        load(0);
         for (int64_t j0 = 0; j0 < key_count(keys); j0 += TILE_K) {
             const int count = static_cast<int>(min(static_cast<int64_t>(TILE_K), key_count(keys) - j0));
-            find_places(args, keys, j0, count, s.place);
-            fill_tile<true>(s.rows, q.heads, count,
-                            [&](int m, int k) { return coefficients[m * most_keys + j0 + k]; });
-            fill_tile<false>(s.columns, n, count, [&](int d, int k) {
-                return load_element(pool_of(args, keys, j0 + k), s.place[k] + d0 + d);
-            });
             __syncthreads();
+            store_tile<true>(rows, s.rows);
+            store_tile<false>(columns, s.columns);
+            __syncthreads();
+            if (j0 + TILE_K < key_count(keys)) load(j0 + TILE_K);
             multiply_tile(s.rows, s.columns, count, sum);
         }
         visit_tile(sum, q.heads, n, [&](int m, int d, float x) { to(m, d0 + d, x); });

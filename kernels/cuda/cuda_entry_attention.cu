@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(TILE_THREADS)
         return;
     }
     const entry_list keys = find_list(args, q.t);
-    score_keys<false>(args, keys, q, band.most_keys, out, NULL, tiles);
+    multiply_keys(args, keys, q, args.raw.q, args.raw.scale, band.most_keys, q.weights, tiles);
+    __syncthreads();
     for (int m0 = 0; m0 < q.heads; m0 += HALVES_OF_TILE) {
         const int m = min(m0 + half, q.heads - 1);
         const bool live = m0 + half < q.heads;

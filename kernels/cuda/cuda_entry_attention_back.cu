@@ -44,7 +44,9 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
     const entry_list keys = find_list(args, q.t);
     float *const gradients = coefficients_of(band, args.raw, q.t, GRADIENTS, q.head);
-    score_keys<true>(args, keys, q, band.most_keys, dout, gradients, tiles);
+    multiply_keys(args, keys, q, args.raw.q, args.raw.scale, band.most_keys, q.weights, tiles);
+    multiply_keys(args, keys, q, dout, 1.0f, band.most_keys, gradients, tiles);
+    __syncthreads();
     for (int m0 = 0; m0 < q.heads; m0 += HALVES_OF_TILE) {
         const int m = min(m0 + half, q.heads - 1);
         const bool live = m0 + half < q.heads;
@@ -136,23 +138,35 @@ __device__ __forceinline__ void add_query(const wb_entry_attention &args, const 
     const bool sees[TILE_EACH] = {mine.x >= 0, mine.y >= 0, mine.z >= 0, mine.w >= 0};
     const bool any = __any_sync(ALL_LANES, sees[0] || sees[1] || sees[2] || sees[3]);
     tile_sums with = sum;
-    for (int part = GRADIENTS; part >= WEIGHTS; part--)
-        for (int h0 = 0; h0 < heads; h0 += TILE_K) {
-            const int count = min(static_cast<int>(TILE_K), heads - h0);
-            const float *const of_head = coefficients_of(band, args.raw, u, part, h0);
-            const int64_t at = (u * heads + h0) * hd + d0;
-            __syncthreads();
-            fill_tile<false>(s.rows, TILE_ROWS, count, [&](int m, int k) {
-                return place[m] >= 0 ? of_head[k * band.most_keys + place[m]] : 0.0f;
-            });
-            fill_tile<false>(s.columns, n, count, [&](int d, int k) {
-                const int64_t i = at + static_cast<int64_t>(k) * hd + d;
-                return part == WEIGHTS ? load_element(dout, i)
-                                       : wb_mul(load_element(args.raw.q, i), args.raw.scale);
-            });
-            __syncthreads();
-            if (any) multiply_tile(s.rows, s.columns, count, with);
-        }
+    tile_share<TILE_ROWS> rows;
+    tile_share<TILE_COLUMNS> columns;
+    /* Step i is of some heads and one part, all gradients coming before the weights. */
+    const int groups = (heads + TILE_K - 1) / TILE_K;
+    const auto load = [&](int i) {
+        const int part = i < groups ? GRADIENTS : WEIGHTS, h0 = i % groups * TILE_K;
+        const int count = min(static_cast<int>(TILE_K), heads - h0);
+        const float *const of_head = coefficients_of(band, args.raw, u, part, h0);
+        const int64_t at = (u * heads + h0) * hd + d0;
+        rows = load_tile<false, TILE_ROWS>(TILE_ROWS, count, [&](int m, int k) {
+            return place[m] >= 0 ? of_head[k * band.most_keys + place[m]] : 0.0f;
+        });
+        columns = load_tile<false, TILE_COLUMNS>(n, count, [&](int d, int k) {
+            const int64_t x = at + static_cast<int64_t>(k) * hd + d;
+            return part == WEIGHTS ? load_element(dout, x)
+                                   : wb_mul(load_element(args.raw.q, x), args.raw.scale);
+        });
+    };
+    load(0);
+    for (int i = 0; i < 2 * groups; i++) {
+        __syncthreads();
+        store_tile<false>(rows, s.rows);
+        store_tile<false>(columns, s.columns);
+        __syncthreads();
+        if (i + 1 < 2 * groups) load(i + 1);
+        if (any)
+            multiply_tile(s.rows, s.columns, min(static_cast<int>(TILE_K), heads - i % groups * TILE_K),
+                          with);
+    }
 #pragma unroll
     for (int i = 0; i < TILE_EACH; i++)
 #pragma unroll

@@ -30,20 +30,44 @@ __device__ __forceinline__ int tile_column() {
     return static_cast<int>(threadIdx.x) % (TILE_COLUMNS / TILE_EACH) * TILE_EACH;
 }
 
-/* to[k][m] (=) load(m, k) of m < n and k < count. ALONG_K: neighbours in memory are those of k. A warp then has
- * 8 k of 4 rows, whose places in shared memory are in different banks; else 32 rows of one k. */
+/* A thread's share of an operand, on its way to shared memory: what comes from global memory is asked for at
+ * once, and for the next k while the present ones are multiplied. */
+template <int WIDTH> struct tile_share { float at[WIDTH * TILE_K / TILE_THREADS]; };
+
+/* The k and the row or column of element i of a thread's share. ALONG_K: neighbours in memory are those of k. A
+ * warp then has 8 k of 4 rows, whose places in shared memory are in different banks; else 32 rows of one k. */
+struct tile_place {
+    int k, m;
+};
+template <bool ALONG_K, int WIDTH> __device__ __forceinline__ tile_place place_in_tile(int i) {
+    const int at = i * TILE_THREADS + static_cast<int>(threadIdx.x);
+    if (ALONG_K) return {(at & 7) | (at >> 5 & 3) << 3, (at >> 3 & 3) | at >> 7 << 2};
+    return {at / WIDTH, at % WIDTH};
+}
+static_assert(TILE_K == 32 && TILE_THREADS == 128, "place_in_tile has the bits of a place in an operand");
+
+/* load(m, k) of m < n and k < count */
 template <bool ALONG_K, int WIDTH, class LOAD>
-__device__ __forceinline__ void fill_tile(tile_operand<WIDTH> &to, int n, int count, const LOAD &load) {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < WIDTH * TILE_K; i += TILE_THREADS) {
-        const int k = ALONG_K ? (i & 7) | (i >> 5 & 3) << 3 : i / WIDTH;
-        const int m = ALONG_K ? (i >> 3 & 3) | i >> 7 << 2 : i % WIDTH;
-        if (k < count && m < n) to.at[k][m] = load(m, k);
+__device__ __forceinline__ tile_share<WIDTH> load_tile(int n, int count, const LOAD &load) {
+    tile_share<WIDTH> share;
+#pragma unroll
+    for (int i = 0; i < WIDTH * TILE_K / TILE_THREADS; i++) {
+        const tile_place p = place_in_tile<ALONG_K, WIDTH>(i);
+        share.at[i] = p.k < count && p.m < n ? load(p.m, p.k) : 0.0f;
+    }
+    return share;
+}
+
+template <bool ALONG_K, int WIDTH>
+__device__ __forceinline__ void store_tile(const tile_share<WIDTH> &share, tile_operand<WIDTH> &to) {
+#pragma unroll
+    for (int i = 0; i < WIDTH * TILE_K / TILE_THREADS; i++) {
+        const tile_place p = place_in_tile<ALONG_K, WIDTH>(i);
+        to.at[p.k][p.m] = share.at[i];
     }
 }
-static_assert(TILE_K == 32, "fill_tile has the bits of a place in an operand");
 
-/* sum += a b over `count` k. What was not filled makes elements that nobody looks at. */
+/* sum += a b over `count` k. Rows and columns that are not there are zeros. */
 __device__ __forceinline__ void multiply_tile(const tile_operand<TILE_ROWS> &a,
                                               const tile_operand<TILE_COLUMNS> &b, int count,
                                               tile_sums &sum) {
