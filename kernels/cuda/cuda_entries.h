@@ -127,13 +127,12 @@ struct entry_tiles {
     int64_t place[TILE_COLUMNS];
 };
 
-/* Places of `count` keys from j0 on; barriers on both sides, so that the tiles may be filled behind it. */
+/* place[n] (=) places of keys from j0 on, as far as there are. */
 __device__ __forceinline__ void find_places(const wb_entry_attention &args, const entry_list &keys,
-                                            int64_t j0, int count, int64_t *place) {
-    __syncthreads();
-    if (static_cast<int>(threadIdx.x) < count)
-        place[threadIdx.x] = place_of_key(args, keys, j0 + threadIdx.x);
-    __syncthreads();
+                                            int64_t j0, int n, int64_t *place) {
+    const int64_t j = j0 + threadIdx.x;
+    if (static_cast<int>(threadIdx.x) < n && j < key_count(keys))
+        place[threadIdx.x] = place_of_key(args, keys, j);
 }
 
 /* to[heads][most_keys] (=) the products of the block's heads of `from`, times `factor`, and the query's keys. */
@@ -156,7 +155,9 @@ __device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, co
                 return load_element(pool_of(args, keys, j0 + j), s.place[j] + d0 + k);
             });
         };
-        find_places(args, keys, j0, n, s.place);
+        __syncthreads();
+        find_places(args, keys, j0, TILE_COLUMNS, s.place);
+        __syncthreads();
         load(0);
         for (int d0 = 0; d0 < hd; d0 += TILE_K) {
             __syncthreads();
@@ -170,30 +171,38 @@ __device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, co
     }
 }
 
-/* to(head, dimension) is told the sum over keys, ascending, of coefficients[heads][most_keys] times keys. */
+/* to(head, dimension) is told the sum over keys, ascending, of coefficients[heads][most_keys] times keys. Places
+ * of the next TILE_K keys are looked for while the present ones' values come. */
 template <class TO>
-__device__ void add_keys(const wb_entry_attention &args, const entry_list &keys, const query_heads &q,
-                         int64_t most_keys, const float *coefficients, entry_tiles &s, const TO &to) {
+__device__ __forceinline__ void add_keys(const wb_entry_attention &args, const entry_list &keys,
+                                         const query_heads &q, int64_t most_keys, const float *coefficients,
+                                         entry_tiles &s, const TO &to) {
     const int hd = args.raw.head_dim;
     for (int d0 = 0; d0 < hd; d0 += TILE_COLUMNS) {
         const int n = min(static_cast<int>(TILE_COLUMNS), hd - d0);
         tile_sums sum = {};
         tile_share<TILE_ROWS> rows;
         tile_share<TILE_COLUMNS> columns;
+        const auto places = [&](int64_t j0) { return s.place + j0 % TILE_COLUMNS; };
         const auto load = [&](int64_t j0) {
+            const int64_t *place = places(j0);
             const int count = static_cast<int>(min(static_cast<int64_t>(TILE_K), key_count(keys) - j0));
             rows = load_tile<true, TILE_ROWS>(
                 q.heads, count, [&](int m, int k) { return coefficients[m * most_keys + j0 + k]; });
             columns = load_tile<false, TILE_COLUMNS>(n, count, [&](int d, int k) {
-                return load_element(pool_of(args, keys, j0 + k), place_of_key(args, keys, j0 + k) + d0 + d);
+                return load_element(pool_of(args, keys, j0 + k), place[k] + d0 + d);
             });
         };
+        __syncthreads();
+        find_places(args, keys, 0, TILE_K, s.place);
+        __syncthreads();
         load(0);
         for (int64_t j0 = 0; j0 < key_count(keys); j0 += TILE_K) {
             const int count = static_cast<int>(min(static_cast<int64_t>(TILE_K), key_count(keys) - j0));
             __syncthreads();
             store_tile<true>(rows, s.rows);
             store_tile<false>(columns, s.columns);
+            find_places(args, keys, j0 + TILE_K, TILE_K, places(j0 + TILE_K));
             __syncthreads();
             if (j0 + TILE_K < key_count(keys)) load(j0 + TILE_K);
             multiply_tile(s.rows, s.columns, count, sum);
@@ -201,6 +210,8 @@ __device__ void add_keys(const wb_entry_attention &args, const entry_list &keys,
         visit_tile(sum, q.heads, n, [&](int m, int d, float x) { to(m, d0 + d, x); });
     }
 }
+static_assert(static_cast<int>(TILE_COLUMNS) == 2 * TILE_K,
+              "places of the next keys lie beside the present ones'");
 
 /* A half warp has a head's weights w[n], scores that become exponentials: lane l the keys l, l + 16, ..., so
  * that sums are in lane order. Half warps without a head have n 0, and take part in exchanges. Returns what
