@@ -598,8 +598,8 @@ typedef struct wb_gated_delta {
 
 /* o[T, n_value * value_dim] (=). Backward, without states: dqkv (=) like qkv, db and da (=) like b and a;
  * dA_log and ddt_bias [n_value] (+=) over the tokens in ascending order. dq and dk are summed over the value
- * heads of a key head, ascending. CUDA takes a key_dim of at most 256, and in the backward a head whose state
- * fits a block's shared memory, as 128 by 128 does everywhere. */
+ * heads of a key head, ascending. CUDA takes a key_dim of at most 256, in the backward of at most 169 where a
+ * block has no more than 99 KiB of shared memory. */
 typedef wb_status wb_gated_delta_forward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows o);
 typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows dout,
                                              wb_rows dqkv, wb_rows db, wb_rows da, float *dA_log,
@@ -697,7 +697,7 @@ typedef struct wb_entry_attention {
 /* out[T, n_heads * head_dim] (=). Backward, in which each sequence begins at position 0: dq (=), dk like k
  * and dentries like the entries' rows (+=): a row's gradient as key and as value, over ascending queries, of
  * each of which what comes by its scores goes before what comes by its weights, over ascending heads. dsinks
- * as in attention_backward. CUDA takes a head_dim of at most 640 and, in a backward, at most 256 heads. */
+ * as in attention_backward. */
 typedef wb_status wb_entry_attention_forward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows out);
 typedef wb_status wb_entry_attention_backward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
                                                  wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks);

@@ -195,7 +195,7 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
     /* Of a storage of experts each matrix has parts of its own. */
     const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
     size_t largest = 0;
-    size_t bytes[14] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
+    size_t bytes[16] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
                         wb_cuda_group_bytes(most->n_sources, most->n_groups),
                         wb_cuda_sum_bytes(1, most->summed) + rests, wb_hopper_attention_bytes(dev, most)};
     void *scratch = NULL;
@@ -215,6 +215,10 @@ static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
         bytes[12] = wb_cuda_compress_bytes(most->tokens, most->compress_channels);
     }
     bytes[13] = wb_cuda_indexer_bytes(most->tokens, most->ranked_entries);
+    bytes[14] = wb_cuda_entry_forward_bytes(most->tokens, heads, most->entry_keys);
+    if (most->backward && most->entry_keys > 0)
+        bytes[15] = wb_cuda_entry_backward_bytes(most->tokens, heads, most->head_dim, most->entry_keys,
+                                                 most->ranked_entries);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;
