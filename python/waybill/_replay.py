@@ -310,9 +310,7 @@ class Replay(IndexerCalls):
         """[E] f8 each, of one MoE layer: (row, choice) pairs of each expert by the routes in the plan, and by
         what the gate chose itself, of the rows that have both."""
         forced, native = np.empty((2, self.model.num_experts))
-        _abi.functions["wb_replay_get_load"](
-            self._address, layer, _abi.pointer(forced), _abi.pointer(native)
-        )
+        _abi.functions["wb_replay_get_load"](self._address, layer, _abi.pointer(forced), _abi.pointer(native))
         return forced, native
 
     def metric_sums(self) -> np.ndarray:

@@ -13,6 +13,7 @@ import support
 from support import make_record
 
 import waybill
+import waybill.batches
 
 NATIVE, FORCED, PADDING = 0, 1, 2
 ANSWERS = os.path.join(support.GOLDEN, "import")
@@ -98,6 +99,10 @@ class Foreign(unittest.TestCase):
                     for mine, theirs in zip(waybill.import_(path + system, system, dump), records):
                         np.testing.assert_array_equal(mine.indexer.counts, theirs.indexer.counts)
                         np.testing.assert_array_equal(mine.indexer.positions, theirs.indexer.positions)
+            samples = waybill.batches.to_slime(dump)
+            self.assertEqual(samples[0]["rollout_indexer_topk"].shape, (len(records[0]) - 1, 2, 3))
+            for mine, theirs in zip(waybill.batches.from_slime(samples, dump), records):
+                np.testing.assert_array_equal(mine.indexer.positions, theirs.indexer.positions)
             for system in ("npz", "vllm", "verl"):
                 with self.assertWarnsRegex(UserWarning, f"indexers chose is left out: {system}"):
                     waybill.export(dump, system, path + system)
