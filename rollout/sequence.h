@@ -5,8 +5,9 @@
 #ifndef WB_SEQUENCE_H
 #define WB_SEQUENCE_H
 
+#include "cells.h"
+#include "request.h"
 #include "sched_entry.h"
-#include "wb_rollout.h"
 
 /* The tokens [0, n_fed) have been fed at least once. Rows and spans go with the mark, which grows, but for
  * wb_sequence_take_back, whereas entry.n_in_pool falls back to 0 at a preemption. */
@@ -26,6 +27,7 @@ typedef struct wb_sequence {
      * fed again follows them. */
     uint8_t *rows;
     size_t row_bytes;
+    wb_cells cells; /* of the tokens [0, n_fed), where the caller asked for them */
     bool return_routes;
     uint32_t max_len, routes_start;
     wb_sample_params params; /* its uniform is set at each token */
@@ -46,10 +48,10 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
     return (wb_sequence *)(void *)((char *)entry - offsetof(wb_sequence, entry));
 }
 
-/* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
- * blocks that it can hold. */
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
-                             int64_t max_blocks, wb_sequence **sequence_out);
+/* Copies `request`, which has been checked by `limits`, with room for everything that it can grow to.
+ * max_blocks: KV blocks that it can hold. */
+wb_status wb_sequence_create(const wb_request *request, const wb_request_limits *limits, int64_t max_blocks,
+                             wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 
 /* Makes room for a span of weight_version, so that feeds under it cannot fail. The first version needs no

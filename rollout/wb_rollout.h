@@ -51,7 +51,10 @@ typedef struct wb_engine_options {
      * what it returns does not depend on it. A request that another rank runs takes host memory there too,
      * beyond that one's limits, and steps in which requests travel allocate. On all ranks or on none. */
     bool lend_requests;
-    uint8_t reserved[1]; /* zero */
+    /* Default false. True: requests may ask for what the model's indexers chose (return_indexer), for which
+     * there is memory then, in a model that has indexers: indexer_k numbers of 4 bytes for each indexer and
+     * token of a step, on the device and on the host. The same on all ranks. */
+    bool indexer;
     /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
      * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
      * same on all ranks. */
@@ -122,7 +125,15 @@ typedef struct wb_request {
      * system counts it all the same, a top_k beside top_p makes it small. It makes a step's copy small too,
      * which brings the room of each token that is sampled, used or not: 4 bytes * kept. */
     bool return_sampling_mask;
-    uint8_t reserved[3]; /* zero */
+    /* Default false. True: the record says what the model's indexers chose for each token, from routes_start
+     * on, for a trainer that is to look at the same; the engine's option `indexer` is to be set. Tokens that
+     * are fed again look at what they looked at before. Its price: a step's copy is larger by what all its
+     * tokens chose. Room is made at submit: 12 bytes for each indexer and token, and 4 * indexer_k bytes more
+     * behind the first tokens, whose choice is all that there is; what is not used of it is address space
+     * only. Known blocks of a prefix cache have no choices: the request takes over none that ends behind
+     * these first tokens, rate * (indexer_k + 1) - 1 of them with an entry for each `rate` tokens. */
+    bool return_indexer;
+    uint8_t reserved[2]; /* zero */
     /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or
      * later where it is negative; default 0. So nothing starves: a request is overtaken by what is submitted
      * within a bounded number of steps after it, and by nothing once it runs. */

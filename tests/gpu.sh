@@ -88,7 +88,7 @@ sanitized() {
     local tool test program tests quiet size
     command -v compute-sanitizer >/dev/null || { skipped+=("compute-sanitizer: not installed") && return; }
     for tool in memcheck racecheck; do
-        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
+        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_bf16 test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
         for test in "${tests[@]}"; do
             program=$(built "$test")
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
@@ -139,8 +139,13 @@ train() {
     local name=$1 run=("${mpi[@]}" -n "$2" "$grpo" --device cuda --quiet) out=$work/out-$1
     step "grpo-base-$name" "${run[@]}" --make-base "$work/base-$name" --warmup-steps 40 || return
     step "grpo-$name" "${run[@]}" --model "$work/base-$name" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:3}" || return
-    grep -E '^reward|^data plane|^experts moved' "$work/grpo-$name"
+    grep -E '^reward|^data plane|^experts moved|^KL|^tokens routed' "$work/grpo-$name"
     [ -n "$waybill" ] && step "verify-$name" "$waybill" verify "$out/dump"
+}
+# rises NAME: the reward at the end of a run is above that at its beginning.
+rises() {
+    awk '/^reward/ { found = $NF > $(NF - 1) } END { exit !found }' "$work/grpo-$1" 2>/dev/null && return
+    failed+=("grpo-$1: expected a reward that rises, found: $(grep '^reward' "$work/grpo-$1" 2>/dev/null || echo none)")
 }
 # exact NAME: in a run in bf16 each step's first forward had the log-probabilities and the experts of the rollout, bit for bit.
 exact() {
@@ -160,10 +165,10 @@ moving() {
 }
 trainings() {
     [ -n "$grpo" ] || { skipped+=("GRPO: waybill-grpo was not built") && return; }
-    train one-f32 1
+    train one-f32 1 && rises one-f32
     train one-bf16 1 --dtype bf16 && exact one-bf16
     [ "$gpus" -ge 2 ] || { skipped+=("GRPO on 2 GPUs: this machine has $gpus") && return; }
-    train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
+    train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5 --compare-every 4 && rises two-live
     train two-bf16 2 --dtype bf16 && exact two-bf16
     moving
 }
@@ -193,17 +198,14 @@ if wanted exchange; then exchange; fi
 # All layers, as many requests as fit.
 batches=(64 128)
 [ "$gib" -lt 120 ] || batches+=(256)
+# Tokens, hidden width, experts' width, experts, choices: of Qwen3-30B-A3B twice, OLMoE, a small one, DeepSeek-V3.
+layers=("16384 2048 768 128 8" "32768 2048 768 128 8" "16384 2048 1024 64 8" "4096 1024 512 32 4")
+[ "$gib" -lt 120 ] || layers+=("16384 7168 2048 256 8")
 benchmarks() {
-    local layers sizes
+    local sizes
     step_of bench_router bench_router_cuda
     step_of bench_sampling bench_sampling_cuda
-    # Tokens, hidden width, experts' width, experts, choices: of Qwen3-30B-A3B twice, OLMoE, a small one, DeepSeek-V3.
-    layers=("16384 2048 768 128 8" "32768 2048 768 128 8" "16384 2048 1024 64 8" "4096 1024 512 32 4")
-    if [ "$gib" -ge 120 ]; then
-        layers+=("16384 7168 2048 256 8")
-    else
-        skipped+=("a layer of DeepSeek-V3's sizes: needs 100 GiB, this GPU has $gib")
-    fi
+    [ "$gib" -ge 120 ] || skipped+=("a layer of DeepSeek-V3's sizes: needs 100 GiB, this GPU has $gib")
     for sizes in "${layers[@]}"; do
         # shellcheck disable=SC2086 # five arguments
         step_of "bench_layer-${sizes// /-}" bench_layer_cuda $sizes
@@ -211,6 +213,8 @@ benchmarks() {
     step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
     step_of bench_attention bench_attention_cuda
     step_of bench_products bench_products_cuda
+    step_of bench_recurrent bench_recurrent_cuda
+    step_of bench_entries bench_entries_cuda
     step_of bench_train bench_train_cuda 8 16384 1
     if [ "$gpus" -ge 2 ]; then
         step_of bench_train-2 bench_train_cuda 8 16384 2
@@ -227,6 +231,7 @@ peers() {
     python3 -c 'import transformers' 2>/dev/null ||
         { skipped+=("peers of layers and whole models: python3 has no transformers") && return; }
     step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
+    step peers-delta python3 "$root/tests/bench/delta_peer_cuda.py"
     step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 "${batches[@]}"
 }
 if wanted benchmarks; then benchmarks; fi
@@ -327,6 +332,10 @@ printf '\n%s, %s of them, %s GiB each; dense %s TFLOP/s, %s under load; copy %s 
 printf '| figure | here | floor | of it | beside | ratio |\n|---|---|---|---|---|---|\n'
 router topk "top-k" torch.topk "$(peer topk)"
 router moe_plan "moe_plan" "" ""
+line='^forward[+]back +softmax_norm +T +262144 E +128'
+us=$(figure bench_router "$line" 10)
+row "gate, forward and backward, T 262144, E 128, K 8" "$us" us "$(part "$us" "$(part "$(figure bench_router "$line" 4)" 0.01)")" \
+    "torch, eager" "$(peer gate)"
 line='^replay +softmax_norm +T +16384 E +128'
 native=$(figure bench_router "$line" 14)
 row "top-k, gate, plan of a replayed micro-batch" "$(figure bench_router "$line" 11)" us "" native "$native"
@@ -344,10 +353,31 @@ for what in forward backward; do
     row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch flash" "$(peer "flash $what")"
     row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch cuDNN" "$(peer "cudnn $what")"
 done
-for batch in 64 256; do
-    row "decode attention, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
-        "$copy" "" ""
+for context in 1024 8192; do
+    for batch in 64 256; do
+        row "decode attention, batch $batch, context $context" \
+            "$(figure bench_attention "^decode, batch +$batch, context +$context, window +0" 6)" GB/s "$copy" "" ""
+    done
 done
+# The floor is that of bytes or of f32 arithmetic, whichever is larger, as the benchmarks print it.
+for what in "delta prompts, 4 x 4096" "delta decode, 256 sequences" "delta training backward, 4 x 4096"; do
+    row "$what" "$(figure bench_recurrent "^$what" 12)" ms "$(figure bench_recurrent "^$what" 9)" "torch, chunked or a step" "$(peer "$what" peers-delta)"
+done
+for what in prompt "decode of 64" backward; do
+    for ratio in 4 128; do
+        line="^entry attention $what, entries of $ratio "
+        row "entry attention, $what, entries of $ratio" "$(figure bench_entries "$line" 12)" ms "$(figure bench_entries "$line" 9)" "" ""
+    done
+done
+for window in 128 4096; do
+    row "attention forward, 1 x 32768, window $window" "$(figure bench_attention "^forward, 1 x 32768, window $window," 2)" TFLOP/s \
+        "$dense" "none" "$(figure bench_attention "^forward, 1 x 32768, window 0," 2)"
+done
+# Without tensor cores.
+row "latent attention, 128 heads, batch 64, context 8192" "$(figure bench_attention "^latent, 128 heads, batch 64, context 8192" 4)" GB/s \
+    "$copy" "" ""
+row "latent attention, 128 heads, forward of 4096" "$(figure bench_attention "^latent, 128 heads, batch +1, context 4096" 6)" TFLOP/s \
+    "$dense" "" ""
 # What it costs that a row's bits do not depend on the number of rows: at 1 and below it costs nothing.
 for rows in 64 256 2048 16384; do
     for shape in "5120 2048" "2048 4096" "151936 2048"; do

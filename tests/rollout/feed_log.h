@@ -86,7 +86,13 @@ typedef struct repeater {
     wb_infer *infer;
     uint8_t *rows, *direction; /* [max_positions] */
     int32_t *tokens, *pos, *seq, *block;
-    void *device_rows, *device_direction, *device_token, *device_logprob; /* of a feed, on the device */
+    bool lists; /* what indexers chose is followed too, of a request that asked for it */
+    /* [S][max_positions][k]; and those of a feed, with directions, [S][tokens][k] */
+    int32_t *listed, *fed_listed;
+    uint8_t *listed_direction;
+    /* Of a feed, on the device. */
+    void *device_rows, *device_direction, *device_token, *device_logprob, *device_listed,
+        *device_listed_direction;
 } repeater;
 
 static inline repeater repeater_open(wb_model *model, const wb_model *const *versions) {
@@ -104,21 +110,59 @@ static inline repeater repeater_open(wb_model *model, const wb_model *const *ver
     r.seq = take(n, sizeof *r.seq);
     r.block = take(n, sizeof *r.block);
     for (size_t i = 0; i < n; i++) r.block[i] = (int32_t)i;
+    const wb_route_model *routes = wb_model_routes(model);
+    const size_t n_lists = wb_indexer_columns(routes) * n;
+    r.listed = take(n_lists * routes->indexer_k, sizeof *r.listed);
+    r.fed_listed = take(n_lists * routes->indexer_k, sizeof *r.listed);
+    r.listed_direction = take(n_lists, 1);
     wb_device *device = wb_model_device(model);
     must(wb_device_alloc(device, n * wb_route_row_bytes(wb_model_routes(model)), &r.device_rows), "rows");
     must(wb_device_alloc(device, n, &r.device_direction), "direction");
     must(wb_device_alloc(device, sizeof(int32_t), &r.device_token), "token");
     must(wb_device_alloc(device, sizeof(float), &r.device_logprob), "logprob");
+    must(wb_device_alloc(device, n_lists * routes->indexer_k * sizeof *r.listed, &r.device_listed), "listed");
+    must(wb_device_alloc(device, n_lists, &r.device_listed_direction), "directions of listed");
     return r;
 }
 
 static inline void repeater_close(repeater *r) {
-    void *const on_device[] = {r->device_rows, r->device_direction, r->device_token, r->device_logprob};
+    void *const on_device[] = {r->device_rows,    r->device_direction, r->device_token,
+                               r->device_logprob, r->device_listed,    r->device_listed_direction};
     for (size_t i = 0; i < sizeof on_device / sizeof on_device[0]; i++)
         wb_device_free(wb_model_device(r->model), on_device[i]);
     wb_infer_close(r->infer);
-    void *const arrays[] = {r->rows, r->direction, r->tokens, r->pos, r->seq, r->block};
+    void *const arrays[] = {r->rows,   r->direction,  r->tokens,          r->pos, r->seq, r->block,
+                            r->listed, r->fed_listed, r->listed_direction};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free(arrays[i]);
+}
+
+/* Lists of the tokens of `f` to those of the feed, or back. */
+static inline void move_lists(repeater *r, const feed *f, bool into_feed) {
+    const wb_route_model *routes = wb_model_routes(r->model);
+    const size_t n = (size_t)wb_model_config(r->model)->max_positions, T = f->end - f->start;
+    const size_t bytes = T * routes->indexer_k * sizeof *r->listed;
+    for (size_t c = 0; c < wb_indexer_columns(routes); c++) {
+        int32_t *all = r->listed + (c * n + f->start) * routes->indexer_k;
+        int32_t *fed = r->fed_listed + c * T * routes->indexer_k;
+        memcpy(into_feed ? fed : all, into_feed ? all : fed, bytes);
+        memcpy(r->listed_direction + c * T, r->direction, T);
+    }
+}
+
+/* Gives a feed its lists before it, or takes back after it what it left. */
+static inline void feed_lists(repeater *r, const feed *f, bool before) {
+    wb_device *device = wb_model_device(r->model);
+    const wb_route_model *routes = wb_model_routes(r->model);
+    const size_t cells = wb_indexer_columns(routes) * (f->end - f->start);
+    const size_t bytes = cells * routes->indexer_k * sizeof *r->fed_listed;
+    if (before) {
+        move_lists(r, f, true);
+        must(wb_device_upload(device, r->device_listed, r->fed_listed, bytes), "listed");
+        must(wb_device_upload(device, r->device_listed_direction, r->listed_direction, cells), "directions");
+    } else {
+        must(wb_device_download(device, r->fed_listed, r->device_listed, bytes), "listed");
+        move_lists(r, f, false);
+    }
 }
 
 /* Feeds `f`; tokens below n_known follow the rows that are in r->rows, the others write theirs there. Returns
@@ -143,8 +187,13 @@ static inline float repeat_feed(repeater *r, const wb_record *record, const feed
                                   .states = &state,
                                   .n_logits = 1,
                                   .logit_rows = &last};
-    const wb_routing routing = {.ids = r->device_rows, .direction = r->device_direction};
+    wb_routing routing = {.ids = r->device_rows, .direction = r->device_direction};
     const size_t n = (size_t)batch.T;
+    if (r->lists) {
+        feed_lists(r, f, true);
+        routing.listed = r->device_listed;
+        routing.listed_direction = r->device_listed_direction;
+    }
     const float *logits;
     float logprob;
     wb_device *device = wb_model_device(r->model);
@@ -156,8 +205,23 @@ static inline float repeat_feed(repeater *r, const wb_record *record, const feed
                                  NULL, r->device_logprob),
          "logprob");
     must(wb_device_download(device, r->rows + f->start * row_bytes, r->device_rows, n * row_bytes), "rows");
+    if (r->lists) feed_lists(r, f, false);
     must(wb_device_download(device, &logprob, r->device_logprob, sizeof logprob), "logprob");
     return logprob;
+}
+
+/* Whether the record says of a token what the repeater's indexers chose. */
+static inline bool same_lists(const repeater *r, const wb_record *record, uint32_t t) {
+    const wb_route_model *routes = wb_model_routes(r->model);
+    const size_t n = (size_t)wb_model_config(r->model)->max_positions, k = routes->indexer_k;
+    for (uint32_t c = 0; c < wb_indexer_columns(routes); c++) {
+        const int32_t *list = r->listed + (c * n + t) * k;
+        wb_indexer_choice choice;
+        if (!wb_indexer_at(routes, record->indexer, t, c, &choice)) return false;
+        for (uint32_t j = 0; j < k; j++)
+            if (list[j] != (j < choice.count ? (int32_t)wb_indexer_position(&choice, j) : -1)) return false;
+    }
+    return true;
 }
 
 /* NULL, or the first thing in which the record is not what its feeds give. */
@@ -176,6 +240,9 @@ static inline const char *repeat_record(repeater *r, const feed_log *log, const 
             if (memcmp(row, r->rows + t * row_bytes, row_bytes) != 0)
                 return "a row is not its weights' choice";
         }
+        for (uint32_t t = first; record->indexer && t < f->end; t++)
+            if (t >= record->indexer->start && !same_lists(r, record, t))
+                return "what an indexer chose is not its weights' choice";
         if (f->end > n_known && f->end >= record->prompt_len &&
             memcmp(&logprob, &record->logprobs[f->end - record->prompt_len], sizeof logprob) != 0)
             return "a logprob is not its weights'";

@@ -21,6 +21,8 @@ enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
     uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
+    uint64_t listed; /* tokens whose indexers chose, of records that say what */
+    uint64_t of_family[N_FAMILIES];
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -31,6 +33,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
         t->taken_over += out->stats[r].taken_over_tokens;
     }
+    t->of_family[s->config.family]++;
     t->steps += out->stats[0].steps;
     t->paused += out->pause_steps[0];
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
@@ -38,6 +41,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
         t->changed += out->done[i]->record.n_spans > 1;
         t->continued += out->continued[i] != NULL;
+        t->listed += out->done[i]->record.indexer ? out->done[i]->record.indexer->rows : 0;
     }
 }
 
@@ -154,13 +158,19 @@ static bool read_options(int argc, char **argv, options *o) {
     return o->count >= 1 && o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
 }
 
+static uint64_t rarest_family(const tally *t) {
+    uint64_t least = t->of_family[0];
+    for (int i = 1; i < N_FAMILIES; i++) least = t->of_family[i] < least ? t->of_family[i] : least;
+    return least;
+}
+
 /* That the schedules show something; few of them need not. */
 static bool rich_enough(const tally *t, const options *o) {
     const uint64_t n = o->count;
     return n < COUNT ||
-           (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 && t->taken_over >= n &&
-            t->continued >= n / 8 && t->accepted >= n / 8 && t->rejected >= n / 8 && t->paused >= n / 8 &&
-            (t->lent >= n / 8 || o->max_ranks == 1));
+           (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
+            t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
+            t->rejected >= n / 8 && t->paused >= n / 8 && (t->lent >= n / 8 || o->max_ranks == 1));
 }
 
 /* A rank has a GPU of its own. Ranks of one process that shared one would stand still where a rank frees
@@ -202,10 +212,10 @@ int main(int argc, char **argv) {
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " lent, %" PRIu64 " drafts accepted, %" PRIu64
-           " rejected: each as it is alone\n",
+           " records continued, %" PRIu64 " lent, %" PRIu64 " tokens with what indexers chose, %" PRIu64
+           " drafts accepted, %" PRIu64 " rejected, %" PRIu64 " of the rarest family: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.accepted, t.rejected);
+           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected, rarest_family(&t));
     if (rich_enough(&t, &o)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;
