@@ -146,8 +146,8 @@ typedef struct wb_request {
      * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
      * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
      * With routes_start at its number of tokens less one, what is returned begins with the row of its last
-     * token: the caller who goes on from that once more puts the runs of both records into one. It is taken at
-     * its word: with a prefix cache, others may come to share its rows. */
+     * token; who goes on from that once more puts the runs of both records into one. It is taken at its word:
+     * with a prefix cache, others may come to share its rows. */
     const wb_record *continues;
 } wb_request;
 
@@ -184,8 +184,8 @@ WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
  * rows, finish reason) is complete: N - 1 rows from routes_start on; of an aborted request as many as its
- * spans say. Greedy requests (temperature 0) sample from a point mass: sampling_logprobs are 0 and each mask is
- * the token alone. Owner: the completion. */
+ * spans say. Greedy requests (temperature 0) sample from a point mass: sampling_logprobs are 0 and each mask
+ * is the token alone. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
 } wb_completion;

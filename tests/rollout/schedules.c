@@ -173,9 +173,9 @@ static bool rich_enough(const tally *t, const options *o) {
             t->rejected >= n / 8 && t->paused >= n / 8 && (t->lent >= n / 8 || o->max_ranks == 1));
 }
 
-/* A rank has a GPU of its own. Ranks of one process that shared one would stand still where a rank frees
- * memory, which waits for all that its GPU does, while another one's step there waits for the first. False:
- * there is none. */
+/* A rank has a GPU of its own. Ranks of one process that share one stand still where a rank launches a kernel
+ * for the first time: CUDA loads it, waits for all that the GPU does and lets nobody launch until then, while
+ * another rank's step there waits for rows of the first. False: there is none. */
 static bool limit_to_gpus(options *o) {
     const uint64_t n = (uint64_t)wb_device_count_cuda();
     if (o->max_ranks > n) o->max_ranks = n;
