@@ -193,8 +193,8 @@ static bool has_one_a_sequence(const wb_infer_batch *batch) {
 static wb_graph_size graph_size_of(const wb_infer *infer, const wb_infer_batch *batch,
                                    const wb_routing *routing) {
     const wb_infer_options *o = &infer->options;
-    const bool looked_at =
-        routing && (routing->direction || routing->native || routing->used || routing->planned);
+    const bool looked_at = routing && (routing->direction || routing->native || routing->used ||
+                                       routing->planned || routing->listed);
     if (!wb_infer_has_graphs(infer) || looked_at || !wb_graph_is_size(batch->T, o->max_tokens))
         return (wb_graph_size){0};
     return (wb_graph_size){.T = batch->T,

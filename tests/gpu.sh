@@ -76,6 +76,7 @@ every_test() {
     for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
         [ -x "$program" ] && step "$(basename "$program")" "$program"
     done
+    step_of schedules schedules --device cuda --count 100
     if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
         step test_torch env PYTHONPATH="$build/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/test_torch.py"
     else
@@ -87,7 +88,7 @@ sanitized() {
     local tool test program tests quiet size
     command -v compute-sanitizer >/dev/null || { skipped+=("compute-sanitizer: not installed") && return; }
     for tool in memcheck racecheck; do
-        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
+        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_bf16 test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
         for test in "${tests[@]}"; do
             program=$(built "$test")
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
@@ -212,6 +213,8 @@ benchmarks() {
     step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
     step_of bench_attention bench_attention_cuda
     step_of bench_products bench_products_cuda
+    step_of bench_recurrent bench_recurrent_cuda
+    step_of bench_entries bench_entries_cuda
     step_of bench_train bench_train_cuda 8 16384 1
     if [ "$gpus" -ge 2 ]; then
         step_of bench_train-2 bench_train_cuda 8 16384 2
@@ -228,6 +231,7 @@ peers() {
     python3 -c 'import transformers' 2>/dev/null ||
         { skipped+=("peers of layers and whole models: python3 has no transformers") && return; }
     step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
+    step peers-delta python3 "$root/tests/bench/delta_peer_cuda.py"
     step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 "${batches[@]}"
 }
 if wanted benchmarks; then benchmarks; fi
@@ -353,6 +357,16 @@ for context in 1024 8192; do
     for batch in 64 256; do
         row "decode attention, batch $batch, context $context" \
             "$(figure bench_attention "^decode, batch +$batch, context +$context, window +0" 6)" GB/s "$copy" "" ""
+    done
+done
+# The floor is that of bytes or of f32 arithmetic, whichever is larger, as the benchmarks print it.
+for what in "delta prompts, 4 x 4096" "delta decode, 256 sequences" "delta training backward, 4 x 4096"; do
+    row "$what" "$(figure bench_recurrent "^$what" 12)" ms "$(figure bench_recurrent "^$what" 9)" "torch, chunked or a step" "$(peer "$what" peers-delta)"
+done
+for what in prompt "decode of 64" backward; do
+    for ratio in 4 128; do
+        line="^entry attention $what, entries of $ratio "
+        row "entry attention, $what, entries of $ratio" "$(figure bench_entries "$line" 12)" ms "$(figure bench_entries "$line" 9)" "" ""
     done
 done
 for window in 128 4096; do
