@@ -449,6 +449,10 @@ typedef struct wb_attention {
     /* device [n_seqs, max_blocks] */
     const int32_t *blocks;
     int32_t max_blocks, block_size;
+    /* No two tokens are of one sequence. For speed alone: false is always right. seq, pos, blocks, and keys
+     * and values before a sequence's tokens may be read before the op that was started last has ended: it
+     * must not be the one that writes them. */
+    bool one_a_sequence;
     /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
      * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only what
      * CUDA makes of bf16 by tensor cores writes it; it is read for heads of 64 and 128 on sm_90a alone. NULL:

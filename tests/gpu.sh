@@ -376,7 +376,7 @@ done
 # Without tensor cores.
 row "latent attention, 128 heads, batch 64, context 8192" "$(figure bench_attention "^latent, 128 heads, batch 64, context 8192" 4)" GB/s \
     "$copy" "" ""
-row "latent attention, 128 heads, forward of 4096" "$(figure bench_attention "^latent, 128 heads, batch +1, context 4096" 6)" TFLOP/s \
+row "latent attention, 128 heads, forward of 2048" "$(figure bench_attention "^latent, 128 heads, batch +1, context 2048" 6)" TFLOP/s \
     "$dense" "" ""
 # What it costs that a row's bits do not depend on the number of rows: at 1 and below it costs nothing.
 for rows in 64 256 2048 16384; do
