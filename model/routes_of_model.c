@@ -99,8 +99,7 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     wb_hash128_hex(t.text, t.used, routes->fingerprint);
 }
 
-/* Each layer that has an indexer uses its own. */
-static void describe_indexers(const wb_config *config, uint32_t *layers, wb_route_model *routes) {
+void wb_config_describe_indexers(const wb_config *config, uint32_t *layers, wb_route_model *routes) {
     uint32_t n = 0;
     for (int32_t l = 0; l < config->n_layers; l++)
         if (wb_config_is_sparse(config, l)) layers[n++] = (uint32_t)l;
@@ -131,7 +130,7 @@ static wb_status describe(const wb_config *config, const wb_family_rules *family
     routes->n_weightless = (uint32_t)config->n_weightless;
     if (config->layer_top_k[0] > 0) routes->layer_top_k = config->layer_top_k;
     routes->top_k = (uint32_t)config->router.top_k;
-    describe_indexers(config, hash_layers + config->n_layers, routes);
+    wb_config_describe_indexers(config, hash_layers + config->n_layers, routes);
     set_fingerprint(config, routes);
     return wb_route_model_check(routes);
 }

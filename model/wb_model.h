@@ -148,7 +148,7 @@ typedef struct wb_config {
     uint64_t window_layer_mask[16];
     float swiglu_limit; /* of experts whose SwiGLU is clamped (wb_clamped_swiglu); 0: it is not */
     /* Rows and columns that share a scale in weights that its files hold in FP8; 0: none are. Such
-     * weights, and those in MXFP4, are widened when they are read. */
+     * weights, and those of 4 bits, are widened when they are read. */
     int32_t weight_block[2];
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
@@ -214,8 +214,8 @@ WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, 
 
 /* The tables of the hash-routed layers of the model in DIR, read from its checkpoint alone. */
 typedef struct wb_hash_file wb_hash_file;
-/* Where the engine does not run the model, or the model has no such layers, no file but config.json is read.
- * Errors as of wb_model_open. */
+/* How other tensors are stored does not matter. Where the engine does not run the model, or the model has no
+ * such layers, no file but config.json is read. Errors as of wb_routes_of_folder and wb_model_open. */
 WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
 WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
 WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
@@ -279,8 +279,9 @@ WB_API wb_status wb_model_measure_mailbox(const wb_config *config, const wb_mode
                                           int32_t n_ranks, size_t *bytes_out);
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files, FP8 (e4m3) with a
- * scale a block, and MXFP4 experts of gpt_oss, both widened; expert tensors one by one or fused; names as
- * the family's releases have them or as transformers has them in memory. NOT_FOUND (a file or tensor is
+ * scale a block, a float or a power of two (e8m0), and 4 bits (e2m1) with a power of two for 32 of a row, as
+ * gpt_oss and deepseek_v4 have their experts, all widened; expert tensors one by one or fused; names as the
+ * family's releases have them or as transformers has them in memory. NOT_FOUND (a file or tensor is
  * missing), MISMATCH (a tensor is surplus or has another shape) and UNSUPPORTED (another dtype) name
  * tensor, shape and file. Collective: ranks check that they opened the same model with the same weights:
  * PEER names tensor and rank where they differ. What all ranks hold is compared whole, of an expert the 4

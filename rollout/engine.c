@@ -165,6 +165,7 @@ static wb_status measure_step(const wb_config *config, const wb_engine_options *
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
     if (cells > 0) memory->parts[memory->n_parts++] = (wb_memory_part){"indexer lists", cells};
     memory->device_bytes += results + tokens + cells;
+    memory->ops.sampled = max_sampled;
     memory->host_bytes += 2 * results + tokens + cells;
     if (options->prefix_cache)
         memory->host_bytes +=

@@ -212,6 +212,16 @@ void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     s->sampling_logprobs[i] = sampled->sampling_logprob;
 }
 
+/* The sizes say what exists; what is filed later overwrites what stands behind them. */
+void wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens) {
+    wb_record *record = &s->completion.record;
+    record->n_tokens = n_tokens;
+    s->n_fed = n_tokens - 1;
+    while (record->n_spans > 0 && s->spans[record->n_spans - 1].start >= s->n_fed) record->n_spans--;
+    if (record->n_spans > 0) s->spans[record->n_spans - 1].end = s->n_fed;
+    s->entry.n_proposed = 0;
+}
+
 /* A draft more than the request can still take would need a block that it has no room for. */
 void wb_sequence_propose(wb_sequence *s, uint32_t token) {
     s->tokens[wb_sequence_length(s) + s->entry.n_proposed++] = token;

@@ -1,7 +1,7 @@
 /* sequence.h - one request while the engine holds it: its growing record.
  *
- * Owns: tokens, logprobs, rows, spans; rows and spans are append-only. Refuses: when to feed (scheduler.c),
- * what a good request is (request.c). */
+ * Owns: tokens, logprobs, rows, spans; they are append-only, but for sampled tokens that are taken back with
+ * all that belongs to them. Refuses: when to feed (scheduler.c), what a good request is (request.c). */
 #ifndef WB_SEQUENCE_H
 #define WB_SEQUENCE_H
 
@@ -9,8 +9,8 @@
 #include "request.h"
 #include "sched_entry.h"
 
-/* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,
- * whereas entry.n_in_pool falls back to 0 at a preemption. */
+/* The tokens [0, n_fed) have been fed at least once. Rows and spans go with the mark, which grows, but for
+ * wb_sequence_take_back, whereas entry.n_in_pool falls back to 0 at a preemption. */
 typedef struct wb_sequence {
     wb_completion completion; /* first: the completion that poll hands out is the sequence itself */
     wb_sched_entry entry;     /* of the scheduler's line */
@@ -95,6 +95,10 @@ typedef struct wb_sampled_token {
 
 /* Appends a token that was taken. */
 void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+
+/* Takes back the sampled tokens behind the first `n_tokens`, at least the prompt's, with their logprobs and
+ * kept tokens, the rows and spans from token n_tokens - 1 on, and all drafts: that token is fed next. */
+void wb_sequence_take_back(wb_sequence *sequence, uint32_t n_tokens);
 
 /* Drafts that can come to something: the token behind them still is the request's. */
 static inline uint32_t wb_sequence_max_drafts(const wb_sequence *s) {

@@ -380,8 +380,8 @@ typedef struct optimizer_part {
 } optimizer_part;
 optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks);
 
-/* Device bytes of the moments and of the masters that rank `of_rank` of n_ranks has beside a model whose
- * matrices are of `dtype`, without one. */
+/* Device bytes of the moments, with a sum of squares a tensor, and of the masters that rank `of_rank` of
+ * n_ranks has beside a model whose matrices are of `dtype`, without one. */
 wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_ranks, int32_t of_rank,
                             size_t *moments_out, size_t *masters_out);
 

@@ -26,6 +26,7 @@ typedef struct part_list {
 
 typedef struct rank_plan {
     part_list device, host;
+    size_t scratch_bytes; /* of the device's ops, which share it: the largest so far */
 } rank_plan;
 
 /* Ranks of one kind take the same. */
@@ -60,6 +61,8 @@ static void add_measured(rank_plan *plan, const char *of, const char *host_name,
     for (int32_t i = 0; i < memory->n_parts; i++)
         add(&plan->device, of, memory->parts[i].name, memory->parts[i].bytes);
     add(&plan->host, of, host_name, memory->host_bytes);
+    const size_t scratch = wb_scratch_bytes_cuda(&memory->ops);
+    if (scratch > plan->scratch_bytes) plan->scratch_bytes = scratch;
 }
 
 /* ---- the device -------------------------------------------------------------------------------- */
@@ -152,7 +155,9 @@ static wb_status measure_device(const plan_model *m, int32_t rank, rank_plan *pl
     add(&plan->device, "policy", "routes", route_bytes(m));
     add(&plan->device, "policy", "indexer lists", sizes_lists(m->o, &m->config));
     if (m->o->kl_coef > 0) WB_TRY(measure_trainer(m, "reference", true, rank, plan));
-    return measure_rollout(m, rank, plan);
+    WB_TRY(measure_rollout(m, rank, plan));
+    if (m->o->device == WB_BACKEND_CUDA) add(&plan->device, "device", "scratch of ops", plan->scratch_bytes);
+    return WB_OK;
 }
 
 /* ---- the host ---------------------------------------------------------------------------------- */

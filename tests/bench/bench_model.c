@@ -14,6 +14,7 @@
 #include "wb_device.h"
 #include "wb_rollout.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,7 +138,13 @@ static double run_decode(bench *b, const bench_case *c, double *check_out) {
     const double elapsed = now() - begin;
     for (wb_completion *done; (done = wb_engine_poll(b->engine)); wb_completion_free(done))
         if (strcmp(done->record.rid, "request-0") == 0) *check_out = (double)done->record.logprobs[0];
-    return (double)(wb_engine_get_stats(b->engine).decode_tokens - before) / elapsed;
+    const uint64_t made = wb_engine_get_stats(b->engine).decode_tokens - before;
+    if (made != (uint64_t)c->batch * NEW_TOKENS) {
+        fprintf(stderr, "bench_model: %s: expected %d steps of %d requests, found %" PRIu64 " tokens\n",
+                c->name, NEW_TOKENS, c->batch, made);
+        exit(1);
+    }
+    return (double)made / elapsed;
 }
 
 /* Forward, backward and zeroing of the gradients; no optimizer. */
@@ -218,7 +225,10 @@ static bench open_bench(int threads) {
         infer.max_tokens = PREFILL;
         must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
     }
-    const wb_engine_options options = wb_engine_options_default();
+    wb_engine_options options = wb_engine_options_default();
+    /* One step prefills all prompts. In several, requests of the first ones decode beside those of the last
+     * ones, and end before them: what is timed is then a smaller batch. */
+    options.max_batch_tokens = MAX_BATCH * CONTEXT;
     must(wb_engine_open(b.models[0], &options, &b.engine));
     for (int i = 0; i < N_TRAINERS; i++) open_trainer(&b, i);
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));

@@ -19,13 +19,13 @@ typedef struct lone_engine {
 static inline void lone_open(const schedule *s, lone_engine *lone) {
     memset(lone, 0, sizeof *lone);
     lone->s = s;
-    lone->own = rig_open_as(&s->config, s->seed, 1, NULL, s->dtype);
+    lone->own = schedule_rig_own(s, NULL);
     lone->engine = engine_of(lone->own.model, 160, 1, 160, 1);
     for (uint32_t v = 0; v < MAX_VERSIONS; v++)
-        if (version_used(s, v)) lone->wholes[v] = rig_open(&s->config, schedule_weights_seed(s, v), 1, NULL);
+        if (version_used(s, v)) lone->wholes[v] = schedule_rig_of_version(s, v, NULL);
     for (uint32_t v = 0; v < MAX_VERSIONS; v++) lone->versions[v] = lone->wholes[v].model;
     must(wb_engine_set_weights(lone->engine, lone->versions[0], 0), "weights alone");
-    lone->repeated = rig_open_as(&s->config, s->seed, 1, NULL, s->dtype);
+    lone->repeated = schedule_rig_own(s, NULL);
     lone->repeater = repeater_open(lone->repeated.model, lone->versions);
 }
 
@@ -102,7 +102,6 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     const wb_route_model *routes = wb_model_routes(lone->own.model);
     if (wb_record_check(routes, &found->record, found->record.finish != WB_FINISH_ABORT) != WB_OK)
         return wb_error_message();
-    if (log->went_back) return NULL;
     wb_completion *alone = lone_request(lone, a, log);
     const char *what = difference(routes, alone, found);
     wb_completion_free(alone);

@@ -14,7 +14,7 @@ static const char *planted = "";
 bool plant_fault(const char *name) {
     static const char *const names[] = {"overwritten_rows", "stale_prefix",   "skipped_rows",
                                         "rejected_draft",   "lent_with_seed", "home_without_rows",
-                                        "refed_lists",      "cells_of_hits"};
+                                         "kept_unfed",       "refed_lists",    "cells_of_hits"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) planted = names[i];
     return planted[0] != 0;
@@ -119,4 +119,11 @@ wb_finish __wrap_wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
     if (is_planted("home_without_rows") && s->n_fed > 0)
         memset(s->rows + (s->n_fed - 1) * s->row_bytes, 0, s->row_bytes);
     return finish;
+}
+
+/* What a state has yet to be fed again when weights are set is fed to it by the new ones. */
+void __real_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens);
+void __wrap_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens);
+void __wrap_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens) {
+    if (!is_planted("kept_unfed")) __real_wb_sequence_take_back(s, n_tokens);
 }
