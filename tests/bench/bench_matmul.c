@@ -57,9 +57,10 @@ static const shape shapes[] = {
     {"square 1024", FORWARD, 1, 1024, 1024, 1024, WB_F32},
 };
 
-static void *filled(size_t count, size_t size) {
-    void *memory = aligned_alloc(64, (count * size + 63) / 64 * 64);
-    if (!memory) exit(1);
+/* Of the device, whose large pages weights have in use. */
+static void *filled(wb_device *dev, size_t count, size_t size) {
+    void *memory;
+    if (dev->mem_alloc(dev, count * size, &memory) != WB_OK) exit(1);
     for (size_t i = 0; i < count * size / 2; i++) /* bf16 of about 1; pairs of them are f32 of about 1 */
         ((uint16_t *)memory)[i] = (uint16_t)(0x3f00 + rand() % 256);
     return memory;
@@ -104,9 +105,9 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
     int64_t copies = s->T < 64 ? 1 + (int64_t)((64u << 20) / weight_bytes) : 1;
     if (s->in <= 64) copies = 1;
     int64_t n = copies * s->count;
-    float *x = filled((size_t)(n * s->T * s->in), sizeof(float)),
-          *y = filled((size_t)(n * s->T * s->out), sizeof(float));
-    char *w = filled((size_t)(n * s->in * s->out), wb_dtype_size(s->w_dtype));
+    float *x = filled(dev, (size_t)(n * s->T * s->in), sizeof(float)),
+          *y = filled(dev, (size_t)(n * s->T * s->out), sizeof(float));
+    char *w = filled(dev, (size_t)(n * s->in * s->out), wb_dtype_size(s->w_dtype));
     wb_matmul *list = malloc((size_t)n * sizeof *list);
     if (!list) exit(1);
     for (int64_t i = 0; i < n; i++) list[i] = product(s, x, w, y, i);
@@ -127,7 +128,8 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
     printf("%-32s %7.1f GF/s (best %7.1f) %6.1f GB/s of weights %9.2f us, naive %5.2f GF/s\n", s->what,
            flops * (double)s->count / mean * 1e-9, flops * (double)s->count / best * 1e-9,
            (double)weight_bytes / mean * 1e-9, mean * 1e6, flops / naive_s * 1e-9);
-    free(x), free(y), free(w), free(list);
+    dev->mem_free(dev, x), dev->mem_free(dev, y), dev->mem_free(dev, w);
+    free(list);
     return 0;
 }
 
