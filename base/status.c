@@ -56,8 +56,10 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[] = {
-    [WB_U8] = {"u8", 1},   [WB_U16] = {"u16", 2},   [WB_I32] = {"i32", 4}, [WB_I64] = {"i64", 8},
-    [WB_F32] = {"f32", 4}, [WB_BF16] = {"bf16", 2}, [WB_F16] = {"f16", 2}, [WB_F8_E4M3] = {"f8_e4m3", 1},
+    [WB_U8] = {"u8", 1},   [WB_U16] = {"u16", 2},         [WB_I32] = {"i32", 4},
+    [WB_I64] = {"i64", 8}, [WB_F32] = {"f32", 4},         [WB_BF16] = {"bf16", 2},
+    [WB_F16] = {"f16", 2}, [WB_F8_E4M3] = {"f8_e4m3", 1}, [WB_F8_E8M0] = {"f8_e8m0", 1},
+    [WB_I8] = {"i8", 1},
 };
 
 size_t wb_dtype_size(wb_dtype dtype) {

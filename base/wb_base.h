@@ -71,8 +71,20 @@ WB_API const char *wb_version(void); /* "major.minor.patch", a static string */
 
 /* ---- element types ------------------------------------------------------------------------------ */
 
-/* F8_E4M3: a sign, 4 bits of exponent and 3 of fraction; no infinity. In files only, and widened there. */
-typedef enum wb_dtype { WB_U8, WB_U16, WB_I32, WB_I64, WB_F32, WB_BF16, WB_F16, WB_F8_E4M3 } wb_dtype;
+/* In files only, and widened there: F8_E4M3, a sign, 4 bits of exponent and 3 of fraction, no infinity;
+ * F8_E8M0, a power of two, whose exponent it is; I8, of which each byte holds two numbers of 4 bits. */
+typedef enum wb_dtype {
+    WB_U8,
+    WB_U16,
+    WB_I32,
+    WB_I64,
+    WB_F32,
+    WB_BF16,
+    WB_F16,
+    WB_F8_E4M3,
+    WB_F8_E8M0,
+    WB_I8
+} wb_dtype;
 
 WB_API size_t wb_dtype_size(wb_dtype dtype);      /* bytes of one element */
 WB_API const char *wb_dtype_name(wb_dtype dtype); /* "u8", "bf16", ... */

@@ -26,9 +26,4 @@ static inline wb_status compress_back_check(const wb_compress *args, wb_rows den
     return recurrent_check_whole(op, &args->of);
 }
 
-/* Channels of values, gates and bias. */
-static inline int64_t compress_channels(const wb_compress *args) {
-    return args->overlaps ? 2 * args->width : args->width;
-}
-
 #endif

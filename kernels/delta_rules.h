@@ -1,4 +1,5 @@
-/* delta_rules.h - the gates of the gated delta rule, as both backends make them. Refuses: sums, rows. */
+/* delta_rules.h - the gates of the gated delta rule, as both backends make them, and where a token's heads
+ * lie among its rows. Refuses: sums, reading and writing of rows. */
 #ifndef WB_DELTA_RULES_H
 #define WB_DELTA_RULES_H
 
@@ -26,6 +27,19 @@ static WB_HD float wb_delta_inverse_length(float squares) {
 /* What a query is multiplied by besides. */
 static WB_HD float wb_delta_query_scale(int32_t key_dim) {
     return wb_div(1.0f, wb_sqrt((float)key_dim));
+}
+
+/* Elements of qkv before the query, the key and the value of a token's head. A token has wb_delta_width,
+ * which is of the host alone. */
+static WB_HD int64_t wb_delta_query_at(wb_delta_heads h, int64_t t, int64_t key_head) {
+    const int64_t width = 2 * (int64_t)h.n_key * h.key_dim + (int64_t)h.n_value * h.value_dim;
+    return t * width + key_head * h.key_dim;
+}
+static WB_HD int64_t wb_delta_key_at(wb_delta_heads h, int64_t t, int64_t key_head) {
+    return wb_delta_query_at(h, t, h.n_key + key_head);
+}
+static WB_HD int64_t wb_delta_value_at(wb_delta_heads h, int64_t t, int64_t head) {
+    return wb_delta_query_at(h, t, 2 * (int64_t)h.n_key) + head * h.value_dim;
 }
 
 #endif

@@ -14,6 +14,11 @@ wb_status wb_device_open_cuda(int index, void *stream, wb_device **device_out) {
 int wb_device_count_cuda(void) {
     return 0;
 }
+
+size_t wb_scratch_bytes_cuda(const wb_op_sizes *most) {
+    (void)most;
+    return 0;
+}
 #endif
 
 void wb_device_close(wb_device *device) {

@@ -73,21 +73,6 @@ typedef struct wb_device wb_device;
 
 typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
 
-/* What an object takes of a device, by what it is for, and of the host. */
-typedef struct wb_memory_part {
-    const char *name; /* static */
-    size_t bytes;
-} wb_memory_part;
-
-enum { WB_MAX_MEMORY_PARTS = 12 };
-
-typedef struct wb_memory {
-    wb_memory_part parts[WB_MAX_MEMORY_PARTS]; /* [n_parts] of the device */
-    int32_t n_parts;
-    size_t device_bytes; /* all parts */
-    size_t host_bytes;
-} wb_memory;
-
 /* The CPU backend, the best instruction set that this processor has. `threads` 0: all that OpenMP would
  * use. */
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
@@ -464,6 +449,10 @@ typedef struct wb_attention {
     /* device [n_seqs, max_blocks] */
     const int32_t *blocks;
     int32_t max_blocks, block_size;
+    /* No two tokens are of one sequence. For speed alone: false is always right. seq, pos, blocks, and keys
+     * and values before a sequence's tokens may be read before the op that was started last has ended: it
+     * must not be the one that writes them. */
+    bool one_a_sequence;
     /* What a forward leaves for its backward, device [T, n_heads]: the natural logarithm of the sum of
      * exp(scale * score) over the keys of each query and head, and of exp(sink); 0 for padding. Only what
      * CUDA makes of bf16 by tensor cores writes it; it is read for heads of 64 and 128 on sm_90a alone. NULL:
@@ -598,8 +587,8 @@ typedef struct wb_gated_delta {
 
 /* o[T, n_value * value_dim] (=). Backward, without states: dqkv (=) like qkv, db and da (=) like b and a;
  * dA_log and ddt_bias [n_value] (+=) over the tokens in ascending order. dq and dk are summed over the value
- * heads of a key head, ascending. CUDA takes a key_dim of at most 256, and in the backward a head whose state
- * fits a block's shared memory, as 128 by 128 does everywhere. */
+ * heads of a key head, ascending. CUDA takes a key_dim of at most 256, in the backward of at most 169 where a
+ * block has no more than 99 KiB of shared memory. */
 typedef wb_status wb_gated_delta_forward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows o);
 typedef wb_status wb_gated_delta_backward_fn(wb_device *dev, const wb_gated_delta *args, wb_rows dout,
                                              wb_rows dqkv, wb_rows db, wb_rows da, float *dA_log,
@@ -697,7 +686,7 @@ typedef struct wb_entry_attention {
 /* out[T, n_heads * head_dim] (=). Backward, in which each sequence begins at position 0: dq (=), dk like k
  * and dentries like the entries' rows (+=): a row's gradient as key and as value, over ascending queries, of
  * each of which what comes by its scores goes before what comes by its weights, over ascending heads. dsinks
- * as in attention_backward. CUDA takes a head_dim of at most 640 and, in a backward, at most 256 heads. */
+ * as in attention_backward. */
 typedef wb_status wb_entry_attention_forward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows out);
 typedef wb_status wb_entry_attention_backward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
                                                  wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks);
@@ -1087,6 +1076,27 @@ typedef struct wb_op_sizes {
  * what there was for other users stays. An op that was not told of, or of a larger call, makes it when it is
  * called. OUT_OF_MEMORY. */
 typedef wb_status wb_reserve_scratch_fn(wb_device *dev, const wb_op_sizes *most);
+
+/* Bytes that reserve_scratch has a CUDA device of 132 multiprocessors and compute capability 9.0 make, as an
+ * H100 and an H200 are. Users of one device share them. 0 where Waybill was built without CUDA. */
+WB_API size_t wb_scratch_bytes_cuda(const wb_op_sizes *most);
+
+/* What an object takes of a device, by what it is for, and of the host. */
+typedef struct wb_memory_part {
+    const char *name; /* static */
+    size_t bytes;
+} wb_memory_part;
+
+enum { WB_MAX_MEMORY_PARTS = 12 };
+
+typedef struct wb_memory {
+    wb_memory_part parts[WB_MAX_MEMORY_PARTS]; /* [n_parts] of the device */
+    int32_t n_parts;
+    size_t device_bytes; /* all parts */
+    size_t host_bytes;
+    wb_op_sizes ops;   /* which it makes: what they need of the device comes beside all parts */
+    int32_t n_tensors; /* of a model */
+} wb_memory;
 
 #ifdef __cplusplus
 }

@@ -60,9 +60,11 @@ typedef struct wb_mailbox {
 } wb_mailbox;
 
 /* And goes on with these, each at a multiple of WB_MAILBOX_ALIGNMENT bytes:
- * - int32 [R][S + 1]: of each rank the first of its rows for each slot of this one, and behind the last one
  * - rows [R][max_rows]: of each rank, in its order, those for this one
- * - rows [max_rows]: the outputs for the rows of this rank's tokens, in the order of its plan */
+ * - rows [max_rows]: the outputs for the rows of this rank's tokens, in the order of its plan
+ * - int32 [R][S + 1]: of each rank the first of its rows for each slot of this one, and behind the last one
+ * Slots decide where nothing but the end is: exchanges over different slots may follow each other in one
+ * mailbox, since a rank that sends for the next one meets no outputs that another still reads. */
 static WB_HD size_t wb_mailbox_align(size_t bytes) {
     return (bytes + WB_MAILBOX_ALIGNMENT - 1) / WB_MAILBOX_ALIGNMENT * WB_MAILBOX_ALIGNMENT;
 }
@@ -71,31 +73,39 @@ static WB_HD size_t wb_mailbox_row_bytes(const wb_mailboxes *boxes) {
     return (size_t)boxes->width * (boxes->dtype == WB_F32 ? 4 : 2);
 }
 
-/* Bytes from the mailbox on to its rows, to its outputs, and to its end. */
-static WB_HD size_t wb_mailbox_rows_at(const wb_mailboxes *boxes) {
-    const size_t offsets =
-        (size_t)boxes->n_ranks * ((size_t)boxes->first_slot[boxes->n_ranks] + 1) * sizeof(int32_t);
-    return wb_mailbox_align(sizeof(wb_mailbox)) + wb_mailbox_align(offsets);
+/* Bytes from the mailbox on to its rows, to its outputs, to its offsets, and to its end. */
+static WB_HD size_t wb_mailbox_rows_at(void) {
+    return wb_mailbox_align(sizeof(wb_mailbox));
 }
 
 static WB_HD size_t wb_mailbox_outputs_at(const wb_mailboxes *boxes) {
     const size_t rows = (size_t)boxes->n_ranks * (size_t)boxes->max_rows;
-    return wb_mailbox_rows_at(boxes) + wb_mailbox_align(rows * wb_mailbox_row_bytes(boxes));
+    return wb_mailbox_rows_at() + wb_mailbox_align(rows * wb_mailbox_row_bytes(boxes));
+}
+
+static WB_HD size_t wb_mailbox_offsets_at(const wb_mailboxes *boxes) {
+    return wb_mailbox_outputs_at(boxes) +
+           wb_mailbox_align((size_t)boxes->max_rows * wb_mailbox_row_bytes(boxes));
+}
+
+static WB_HD size_t wb_mailbox_offsets_stride(const wb_mailboxes *boxes) {
+    return (size_t)boxes->first_slot[boxes->n_ranks] + 1;
 }
 
 static WB_HD size_t wb_mailbox_bytes(const wb_mailboxes *boxes) {
-    return wb_mailbox_outputs_at(boxes) + (size_t)boxes->max_rows * wb_mailbox_row_bytes(boxes);
+    return wb_mailbox_offsets_at(boxes) +
+           (size_t)boxes->n_ranks * wb_mailbox_offsets_stride(boxes) * sizeof(int32_t);
 }
 
 /* In the mailbox of rank `to`: where rank r's rows for its slots begin. */
 static WB_HD int32_t *wb_mailbox_offsets(const wb_mailboxes *boxes, int32_t to, int32_t r) {
-    char *const at = (char *)boxes->mailbox[to] + wb_mailbox_align(sizeof(wb_mailbox));
-    return (int32_t *)(void *)at + (size_t)r * ((size_t)boxes->first_slot[boxes->n_ranks] + 1);
+    char *const at = (char *)boxes->mailbox[to] + wb_mailbox_offsets_at(boxes);
+    return (int32_t *)(void *)at + (size_t)r * wb_mailbox_offsets_stride(boxes);
 }
 
 /* Row `row` of R * max_rows: those of rank r begin at r * max_rows. */
 static WB_HD void *wb_mailbox_row(const wb_mailboxes *boxes, int32_t to, int64_t row) {
-    return (char *)boxes->mailbox[to] + wb_mailbox_rows_at(boxes) + (size_t)row * wb_mailbox_row_bytes(boxes);
+    return (char *)boxes->mailbox[to] + wb_mailbox_rows_at() + (size_t)row * wb_mailbox_row_bytes(boxes);
 }
 
 static WB_HD void *wb_mailbox_output(const wb_mailboxes *boxes, int32_t to, int64_t row) {

@@ -13,6 +13,9 @@ enum { WB_LAYER_MASK_WORDS = WB_MAX_LAYERS / 64 };
 /* wb_config_load that also hands out the file's text, freed with free(). */
 wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out);
 
+/* wb_config_load whatever the weights are stored as, which changes no route. */
+wb_status wb_config_load_unquantized(const char *dir, wb_config *config_out);
+
 /* What a config.json says of the language model, as a config.json of that one alone (config_nested.c): the
  * object itself, or a copy of its text_config. Freed with json_decref. */
 wb_status wb_config_language_part(json_t *root, const wb_family_rules *rules, json_t **part_out);
@@ -77,6 +80,9 @@ void wb_config_usual_compressed(wb_config *config); /* rates where they are 0, a
 int32_t wb_config_compress_rate(const wb_config *config, int32_t layer); /* positions to an entry; 0: none */
 bool wb_config_is_sparse(const wb_config *config, int32_t layer);        /* an indexer chooses entries */
 bool wb_config_is_hash(const wb_config *config, int32_t layer);
+/* What a route model says of indexers: each layer that has one uses its own. layers: [n_layers], which
+ * *routes points into (routes_of_model.c). */
+void wb_config_describe_indexers(const wb_config *config, uint32_t *layers, wb_route_model *routes);
 /* As wb_config_read_rope, of layers without entries and of those with some. */
 wb_status wb_config_read_two_ropes(const json_t *root, const wb_family_rules *rules, wb_config *config);
 

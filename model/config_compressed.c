@@ -31,6 +31,12 @@ bool wb_config_is_sparse(const wb_config *c, int32_t l) {
     return has_bit(c->compressed.sparse_layer_mask, l);
 }
 
+int32_t wb_config_n_indexers(const wb_config *c) {
+    int32_t n = 0;
+    for (int32_t l = 0; l < c->n_layers; l++) n += wb_config_is_sparse(c, l);
+    return n;
+}
+
 bool wb_config_is_hash(const wb_config *c, int32_t l) {
     return has_bit(c->hash_layer_mask, l);
 }

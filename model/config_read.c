@@ -151,7 +151,7 @@ static wb_status read_root(json_t *root, wb_config *c, char **text) {
     return read_part(root, wb_family_rules_of(c->family), c, text);
 }
 
-wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out) {
+static wb_status read_dir(const char *dir, bool unquantized, wb_config *config_out, char **text_out) {
     char *path = NULL, *text = NULL;
     size_t bytes = 0;
     json_t *root = NULL;
@@ -159,6 +159,7 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, CONFIG_MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
+    if (unquantized) json_object_del(root, "quantization_config");
     if (status == WB_OK) {
         status = read_root(root, &config, &text);
         if (status != WB_OK) status = wb_fail_context(status, "%s", path);
@@ -174,9 +175,21 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
     return WB_OK;
 }
 
-wb_status wb_config_load(const char *dir, wb_config *config_out) {
+wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out) {
+    return read_dir(dir, false, config_out, text_out);
+}
+
+static wb_status load(const char *dir, bool unquantized, wb_config *config_out) {
     char *text = NULL;
-    WB_TRY(wb_config_read(dir, config_out, &text));
+    WB_TRY(read_dir(dir, unquantized, config_out, &text));
     free(text);
     return WB_OK;
+}
+
+wb_status wb_config_load(const char *dir, wb_config *config_out) {
+    return load(dir, false, config_out);
+}
+
+wb_status wb_config_load_unquantized(const char *dir, wb_config *config_out) {
+    return load(dir, true, config_out);
 }

@@ -22,35 +22,75 @@ static const struct route_family {
     bool normalizes;                 /* norm_topk_prob where it is absent */
     wb_moe_rule layers;
     int32_t first_dense; /* first_k_dense_replace where it is absent */
+    bool compressed;     /* it has hash-routed layers, and layers with an indexer */
 } families[] = {
-    {"qwen2_moe", "qwen2_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_SPARSE_STEP, 0},
-    {"qwen3_moe", "qwen3_moe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_SPARSE_STEP, 0},
-    {"qwen3_next", "qwen3_next", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, true, WB_MOE_SPARSE_STEP, 0},
+    {"qwen2_moe",
+     "qwen2_moe",
+     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
+     false,
+     WB_MOE_SPARSE_STEP,
+     0,
+     false},
+    {"qwen3_moe",
+     "qwen3_moe",
+     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
+     false,
+     WB_MOE_SPARSE_STEP,
+     0,
+     false},
+    {"qwen3_next",
+     "qwen3_next",
+     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
+     true,
+     WB_MOE_SPARSE_STEP,
+     0,
+     false},
     {"qwen3_5_moe",
      "qwen3_5_moe",
      {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
      true,
      WB_MOE_EVERY_LAYER,
-     0},
+     0,
+     false},
     {"qwen3_5_moe_text",
      "qwen3_5_moe",
      {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
      true,
      WB_MOE_EVERY_LAYER,
-     0},
-    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_EVERY_LAYER, 0},
-    {"mixtral", "mixtral", {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM}, true, WB_MOE_EVERY_LAYER, 0},
-    {"gpt_oss", "gpt_oss", {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX}, true, WB_MOE_EVERY_LAYER, 0},
-    {"deepseek_v2", "deepseek_v2", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX}, false, WB_MOE_FROM_LAYER, 0},
-    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3},
-    {"kimi_k2", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3},
+     0,
+     false},
+    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_EVERY_LAYER, 0, false},
+    {"mixtral",
+     "mixtral",
+     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
+     true,
+     WB_MOE_EVERY_LAYER,
+     0,
+     false},
+    {"gpt_oss",
+     "gpt_oss",
+     {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX},
+     true,
+     WB_MOE_EVERY_LAYER,
+     0,
+     false},
+    {"deepseek_v2",
+     "deepseek_v2",
+     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX},
+     false,
+     WB_MOE_FROM_LAYER,
+     0,
+     false},
+    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3, false},
+    {"kimi_k2", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3, false},
     {"deepseek_v4",
      "deepseek_v4",
      {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS},
      true,
      WB_MOE_EVERY_LAYER,
-     0},
-    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 1},
+     0,
+     true},
+    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 1, false},
 };
 enum { N_FAMILIES = sizeof families / sizeof families[0] };
 
@@ -97,6 +137,20 @@ static void set_fingerprint(const struct route_family *family, int32_t hidden, u
     wb_hash128_hex(text, strlen(text), m->fingerprint);
 }
 
+/* Of a family that has experts in every layer: which of these are hash-routed, and which layers have an
+ * indexer. lists: [2 * n_layers]. */
+static wb_status read_compressed(const json_t *root, int32_t n_layers, uint32_t *lists,
+                                 wb_route_model *model) {
+    wb_config config = {.n_layers = n_layers};
+    WB_TRY(wb_config_read_compressed(root, &config));
+    WB_TRY(wb_config_in_range("index_topk", config.compressed.index_top_k, 1, 65536));
+    for (int32_t l = 0; l < n_layers; l++)
+        if (wb_config_is_hash(&config, l)) lists[model->n_hash_layers++] = (uint32_t)l;
+    if (model->n_hash_layers > 0) model->hash_layers = lists;
+    wb_config_describe_indexers(&config, lists + n_layers, model);
+    return WB_OK;
+}
+
 static wb_status read_routes(const json_t *root, const struct route_family *family, uint32_t *moe_layers,
                              wb_route_model *model, uint32_t *vocab_out) {
     static const char *const layers[] = {"num_hidden_layers", NULL}, *const hiddens[] = {"hidden_size", NULL},
@@ -125,6 +179,7 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
         if (mask[l / 64] >> (l % 64) & 1u) moe_layers[model->n_moe_layers++] = (uint32_t)l;
     if (model->n_moe_layers == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "expected a layer with experts, found none");
+    if (family->compressed) WB_TRY(read_compressed(root, n_layers, moe_layers + n_layers, model));
     set_fingerprint(family, hidden, (uint32_t)vocab, model);
     *vocab_out = (uint32_t)vocab;
     return wb_route_model_check(model);
@@ -166,7 +221,7 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     size_t bytes = 0;
     json_t *root = NULL;
     wb_route_model model = {0};
-    uint32_t layers[2 * WB_MAX_LAYERS] = {0}, vocab = 0;
+    uint32_t layers[3 * WB_MAX_LAYERS] = {0}, vocab = 0;
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);
@@ -181,6 +236,8 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     memcpy(moe_layers_out, layers, sizeof layers);
     model.moe_layers = moe_layers_out;
     if (model.hash_layers) model.hash_layers = moe_layers_out + (model.hash_layers - layers);
+    if (model.indexer_layers) model.indexer_layers = moe_layers_out + (model.indexer_layers - layers);
+    if (model.indexer_source) model.indexer_source = moe_layers_out + (model.indexer_source - layers);
     *model_out = model;
     *vocab_size_out = vocab;
     return WB_OK;

@@ -74,12 +74,17 @@ static int set_dtype(json_t *root, const char *dtype, bool *changed_out) {
     return json_object_set_new(root, "torch_dtype", json_string(dtype));
 }
 
-/* What is true of the files that the text was of and not of a save: that weights are quantized. */
+/* What is true of the files that the text was of and not of a save: that weights are quantized, and that
+ * deepseek_v4's experts are so otherwise than the rest. */
 static int drop_files(json_t *root, bool *changed) {
-    static const char quantized[] = "quantization_config";
-    if (!json_object_get(root, quantized)) return 0;
-    *changed = true;
-    return json_object_del(root, quantized);
+    static const char *const keys[] = {"quantization_config", "expert_dtype"};
+    int failed = 0;
+    for (size_t i = 0; i < 2; i++) {
+        if (!json_object_get(root, keys[i])) continue;
+        *changed = true;
+        failed |= json_object_del(root, keys[i]);
+    }
+    return failed;
 }
 
 wb_status wb_config_text(const wb_config *config, const wb_family_rules *rules, const char *source,

@@ -26,6 +26,12 @@ float wb_f32_from_f8_e4m3(uint8_t f8) {
     return wb_bits_float(sign | (exponent + 127 - 7) << 23 | fraction << 20);
 }
 
+/* 2^-127 is below the normal numbers. */
+float wb_f32_from_f8_e8m0(uint8_t f8) {
+    if (f8 == 255) return wb_bits_float(0x7fc00000u);
+    return f8 == 0 ? 0x1p-127f : wb_bits_float((uint32_t)f8 << 23);
+}
+
 static float load(const unsigned char *from, wb_dtype dtype) {
     uint32_t word;
     uint16_t half;

@@ -11,4 +11,7 @@ void wb_convert(int64_t n, const void *from, wb_dtype from_dtype, void *to, wb_d
 /* Exact: 4 bits of exponent and 3 of mantissa, no infinity; both patterns of all ones are NaN. */
 float wb_f32_from_f8_e4m3(uint8_t f8);
 
+/* Exact: 2^(f8 - 127), no sign, no zero; the pattern of all ones is NaN. */
+float wb_f32_from_f8_e8m0(uint8_t f8);
+
 #endif

@@ -1,5 +1,6 @@
 /* hash_file.c - the tables of hash-routed layers from a checkpoint whose model is not opened. Refuses: what
  * is in a table (hash_tables.c). */
+#include "config.h"
 #include "hash_tables.h"
 #include "wb_memory.h"
 
@@ -23,15 +24,26 @@ static wb_status read_folder(const char *dir, wb_hash_file *file) {
     return status;
 }
 
+/* *runs_out false: the engine does not run the model, or cannot by this file, of which the routes can be read
+ * all the same. */
+static wb_status read_config(const char *dir, wb_config *config_out, bool *runs_out) {
+    uint32_t layers[3072], vocab_size;
+    wb_route_model routes;
+    const wb_status status = wb_config_load_unquantized(dir, config_out);
+    *runs_out = status == WB_OK;
+    if (status != WB_UNSUPPORTED && status != WB_CORRUPT) return status;
+    return wb_routes_of_folder(dir, layers, &routes, &vocab_size);
+}
+
 wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out) {
     const wb_model_options options = wb_model_options_default();
     wb_hash_file *file = NULL;
     wb_config config;
-    const wb_status known = wb_config_load(dir, &config);
-    if (known != WB_OK && known != WB_UNSUPPORTED) return known;
+    bool runs = false;
+    WB_TRY(read_config(dir, &config, &runs));
     WB_TRY(WB_NEW(file, 1, "tables of hash-routed layers"));
     wb_status status = WB_OK;
-    if (known == WB_OK) status = wb_model_blank(&config, &options, 1, 0, &file->blank);
+    if (runs) status = wb_model_blank(&config, &options, 1, 0, &file->blank);
     if (status == WB_OK && file->blank) status = read_folder(dir, file);
     if (status != WB_OK) {
         wb_hash_file_close(file);

@@ -179,6 +179,15 @@ static int64_t max_keys(const wb_infer *infer) {
     return keys < positions ? keys : positions;
 }
 
+static wb_op_sizes largest_ops(const wb_infer *infer) {
+    return wb_largest_ops(infer->model, &infer->sizes, max_keys(infer), 0);
+}
+
+static wb_status reserve_ops(wb_infer *infer) {
+    const wb_op_sizes most = largest_ops(infer);
+    return infer->model->device->reserve_scratch(infer->model->device, &most);
+}
+
 wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_infer **infer_out) {
     WB_TRY(wb_infer_check_device(model->device));
     wb_infer_options own;
@@ -187,7 +196,7 @@ wb_status wb_infer_open(wb_model *model, const wb_infer_options *options, wb_inf
     WB_TRY(WB_NEW(infer, 1, "inference"));
     wb_status status = prepare_open(model, &own, infer);
     if (status == WB_OK) status = wb_arena_open(&infer->memory, layout, infer);
-    if (status == WB_OK) status = wb_reserve_ops(model, &infer->sizes, max_keys(infer), 0);
+    if (status == WB_OK) status = reserve_ops(infer);
     if (status == WB_OK && infer->mtp) status = wb_infer_mtp_zero(infer->mtp);
     if (status != WB_OK) {
         wb_infer_close(infer);
@@ -203,6 +212,7 @@ wb_status wb_infer_measure_over(wb_model *model, const wb_infer_options *options
     WB_TRY(read_options(model, options, &own));
     wb_status status = prepare_open(model, &own, &infer);
     if (status == WB_OK) status = wb_arena_measure(NULL, layout, &infer, memory_out);
+    if (status == WB_OK) memory_out->ops = largest_ops(&infer);
     wb_infer_mtp_close(infer.mtp);
     wb_workspace_close(&infer.memory);
     return status;

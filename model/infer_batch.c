@@ -182,17 +182,25 @@ bool wb_infer_has_graphs(const wb_infer *infer) {
            (model->n_ranks == 1 || wb_has_mailboxes(&model->mailboxes));
 }
 
+/* No two tokens of one sequence. */
+static bool has_one_a_sequence(const wb_infer_batch *batch) {
+    for (int64_t t = 1; t < batch->T; t++)
+        if (batch->seq[t] != PADDING && batch->seq[t] == batch->seq[t - 1]) return false;
+    return true;
+}
+
 /* The size of the batch's graph, or none. */
 static wb_graph_size graph_size_of(const wb_infer *infer, const wb_infer_batch *batch,
                                    const wb_routing *routing) {
     const wb_infer_options *o = &infer->options;
-    const bool looked_at =
-        routing && (routing->direction || routing->native || routing->used || routing->planned);
+    const bool looked_at = routing && (routing->direction || routing->native || routing->used ||
+                                       routing->planned || routing->listed);
     if (!wb_infer_has_graphs(infer) || looked_at || !wb_graph_is_size(batch->T, o->max_tokens))
         return (wb_graph_size){0};
     return (wb_graph_size){.T = batch->T,
                            .n_logits = wb_graph_rows(batch->n_logits, o->max_logits),
                            .max_blocks = wb_graph_blocks(batch->max_blocks, o->max_blocks),
+                           .one_a_sequence = has_one_a_sequence(batch),
                            .ids = routing ? routing->ids : NULL,
                            .hidden_of = infer->hidden_of};
 }
@@ -291,6 +299,7 @@ wb_status wb_infer_take_batch(wb_infer *infer, const wb_infer_batch *batch, cons
                           .max_blocks = (int32_t)in->max_blocks,
                           .block_size = infer->options.block_size,
                           .state_rows = in->pool_rows.device,
+                          .one_a_sequence = has_one_a_sequence(batch),
                           .n_runs = in->n_runs,
                           .runs = in->runs.device};
     for (int i = 0; i < WB_MAX_PERIODS; i++)

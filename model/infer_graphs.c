@@ -39,7 +39,8 @@ static void drop_all(wb_infer_graphs *graphs, wb_device *dev) {
 
 static bool same_size(const wb_graph_size *a, const wb_graph_size *b) {
     return a->T == b->T && a->n_logits == b->n_logits && a->max_blocks == b->max_blocks &&
-           a->mailbox_rows == b->mailbox_rows && a->ids == b->ids && a->hidden_of == b->hidden_of;
+           a->mailbox_rows == b->mailbox_rows && a->one_a_sequence == b->one_a_sequence && a->ids == b->ids &&
+           a->hidden_of == b->hidden_of;
 }
 
 /* That of `size`, or a new one in the place of the one that was not used for longest; *known_out: a step of

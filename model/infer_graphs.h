@@ -34,6 +34,7 @@ enum { WB_MAX_GRAPHS = 64 };
 typedef struct wb_graph_size {
     int64_t T, n_logits, max_blocks;
     int64_t mailbox_rows; /* of the pass; which depends on the largest step of all ranks */
+    bool one_a_sequence;  /* of the pass: fewer kernels then */
     const void *ids;
     const void *hidden_of; /* of MTP layers: whose output they go on from (infer_state.h) */
 } wb_graph_size;

@@ -29,6 +29,15 @@ static bool wants_mailboxes(const wb_model *m) {
     return m->n_ranks >= 2 && m->n_ranks <= WB_MAX_MAILBOXES && m->route_model.n_moe_layers > 0;
 }
 
+/* MTP layers run between two steps of their decoder and use its mailboxes, for slots of their own, which are
+ * no more than the decoder's: one for each expert. */
+static void lend_to_mtp(const wb_model *m, wb_model *mtp) {
+    const wb_model_mailboxes *own = &m->mailboxes;
+    mtp->mailboxes = (wb_model_mailboxes){.max_tokens = own->max_tokens};
+    mtp->mailboxes.boxes = describe(mtp, own->max_tokens);
+    for (int32_t r = 0; r < m->n_ranks; r++) mtp->mailboxes.boxes.mailbox[r] = own->boxes.mailbox[r];
+}
+
 wb_status wb_model_open_mailboxes(wb_model *m) {
     wb_model_mailboxes *own = &m->mailboxes;
     if (!wants_mailboxes(m)) return WB_OK;
@@ -40,6 +49,7 @@ wb_status wb_model_open_mailboxes(wb_model *m) {
     if (lacks) wb_model_close_mailboxes(m);
     for (int32_t r = 0; r < own->boxes.n_ranks; r++)
         own->boxes.mailbox[r] = r == m->rank ? own->area.own : own->area.of_rank[r];
+    if (m->mtp && !lacks) lend_to_mtp(m, m->mtp);
     return WB_OK;
 }
 

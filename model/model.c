@@ -141,6 +141,7 @@ wb_status wb_model_measure(const wb_config *config, const wb_model_options *opti
     wb_model *m = NULL;
     WB_TRY(wb_model_blank(config, options, n_ranks, rank, &m));
     const wb_status status = wb_arena_measure(NULL, layout, m, memory_out);
+    if (status == WB_OK) memory_out->n_tensors = m->n_tensors;
     wb_model_close(m);
     return status;
 }

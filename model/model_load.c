@@ -208,7 +208,7 @@ static bool has_bf16_matrix(const wb_model *model) {
 static void count_quantized_as_bf16(wb_model *model) {
     for (int32_t i = 0; i < model->n_tensors; i++) {
         wb_dtype *dtype = &model->tensors[i].file_dtype;
-        if (*dtype == WB_F8_E4M3 || *dtype == WB_U8) *dtype = WB_BF16;
+        if (*dtype == WB_F8_E4M3 || *dtype == WB_U8 || *dtype == WB_I8) *dtype = WB_BF16;
     }
     if (model->mtp) count_quantized_as_bf16(model->mtp);
 }

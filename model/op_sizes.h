@@ -4,9 +4,9 @@
 
 #include "layers/layer.h"
 
-/* Has the device make what its ops need for passes of `sizes`, in which a query sees `keys` keys at most and
- * whose backward has logits of head_rows rows at a time, so that no pass allocates. A layer that calls larger
- * ops than those of the layers here says so here. */
-wb_status wb_reserve_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows);
+/* Those of passes of `sizes`, in which a query sees `keys` keys at most and whose backward has logits of
+ * head_rows rows at a time: for the device's reserve_scratch, so that no pass allocates. A layer that calls
+ * larger ops than those of the layers here says so here. */
+wb_op_sizes wb_largest_ops(const wb_model *model, const wb_sizes *sizes, int64_t keys, int64_t head_rows);
 
 #endif

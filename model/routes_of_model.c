@@ -99,7 +99,18 @@ static void set_fingerprint(const wb_config *c, wb_route_model *routes) {
     wb_hash128_hex(t.text, t.used, routes->fingerprint);
 }
 
-/* moe_layers: [2 * n_layers], the second half for those of them that are hash-routed. */
+void wb_config_describe_indexers(const wb_config *config, uint32_t *layers, wb_route_model *routes) {
+    uint32_t n = 0;
+    for (int32_t l = 0; l < config->n_layers; l++)
+        if (wb_config_is_sparse(config, l)) layers[n++] = (uint32_t)l;
+    if (n == 0) return;
+    routes->n_indexer_layers = n;
+    routes->indexer_k = (uint32_t)config->compressed.index_top_k;
+    routes->indexer_layers = routes->indexer_source = layers;
+}
+
+/* moe_layers: [3 * n_layers], the second part for those of them that are hash-routed, the third for layers
+ * with an indexer. */
 static wb_status describe(const wb_config *config, const wb_family_rules *family, uint32_t *moe_layers,
                           wb_route_model *routes) {
     uint32_t *hash_layers = moe_layers + config->n_layers, n = 0, n_hash = 0;
@@ -119,13 +130,14 @@ static wb_status describe(const wb_config *config, const wb_family_rules *family
     routes->n_weightless = (uint32_t)config->n_weightless;
     if (config->layer_top_k[0] > 0) routes->layer_top_k = config->layer_top_k;
     routes->top_k = (uint32_t)config->router.top_k;
+    wb_config_describe_indexers(config, hash_layers + config->n_layers, routes);
     set_fingerprint(config, routes);
     return wb_route_model_check(routes);
 }
 
 wb_status wb_model_describe_routes(wb_model *m) {
     uint32_t *moe_layers = NULL;
-    WB_TRY(WB_OWN(&m->memory.host, moe_layers, 2 * (size_t)m->config.n_layers, "moe layers"));
+    WB_TRY(WB_OWN(&m->memory.host, moe_layers, 3 * (size_t)m->config.n_layers, "moe layers"));
     return describe(&m->config, m->family, moe_layers, &m->route_model);
 }
 

@@ -104,11 +104,23 @@ static wb_status take_directions(const wb_model *model, const wb_routing_stage *
     return check_ids(routes, T, direction, ids, dtype);
 }
 
+static wb_status check_listed(const wb_route_model *routes, const wb_routing *routing) {
+    if (!routing) return WB_OK;
+    if (routing->listed && routes->n_indexer_layers == 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "routing: listed: expected NULL for a model without indexers, found lists");
+    if (!routing->listed && (routing->listed_direction || routing->listed_native))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "routing: listed: expected lists for listed_direction and listed_native, found NULL");
+    return WB_OK;
+}
+
 wb_status wb_routing_take(const wb_model *model, const wb_routing_stage *stage, int64_t T,
                           const wb_routing *routing, wb_pass *pass) {
     const wb_route_model *routes = &model->route_model;
     const uint8_t *direction = NULL;
     pass->routing = routing;
+    WB_TRY(check_listed(routes, routing));
     if (routes->n_moe_layers == 0) return WB_OK;
     if (!routing || (!routing->ids && T > 0))
         return wb_fail(WB_INVALID_ARGUMENT,

@@ -3,8 +3,6 @@
 #include "elements.h"
 #include "tensor_source.h"
 
-#include <math.h>
-
 const void *wb_tensor_source_bytes(const wb_tensor_source *s) {
     if (s->form != WB_SOURCE_PLAIN || s->column_stride > 1 || s->row_stride != s->columns) return NULL;
     return (const unsigned char *)s->view.data + (size_t)s->first * wb_dtype_size(s->view.dtype);
@@ -16,6 +14,12 @@ static float element(const wb_tensor_view *view, int64_t i) {
     wb_convert(1, (const unsigned char *)view->data + (size_t)i * wb_dtype_size(view->dtype), view->dtype,
                &value, WB_F32);
     return value;
+}
+
+/* Scale i of a source whose scales are floats or exponents. */
+static float scale_at(const wb_tensor_source *s, int64_t i) {
+    const bool is_exponent = wb_dtype_size(s->scales.dtype) == 1;
+    return is_exponent ? wb_f32_from_f8_e8m0(((const uint8_t *)s->scales.data)[i]) : element(&s->scales, i);
 }
 
 /* Each reads n elements of a row, from a column on. */
@@ -36,22 +40,22 @@ static void read_fp8(const wb_tensor_source *s, int64_t row, int64_t column, int
     for (int64_t i = 0; i < n;) {
         const int64_t block = (column + i) / s->block_columns,
                       left = (block + 1) * s->block_columns - column - i;
-        const float scale = element(&s->scales, row / s->block_rows * per_row + block);
+        const float scale = scale_at(s, row / s->block_rows * per_row + block);
         const int64_t end = left < n - i ? i + left : n;
         for (; i < end; i++) out[i] = wb_f32_from_f8_e4m3(from[i]) * scale;
     }
 }
 
 /* The low half of a byte comes first. */
-static void read_mxfp4(const wb_tensor_source *s, int64_t row, int64_t column, int64_t n, float *out) {
+static void read_fp4(const wb_tensor_source *s, int64_t row, int64_t column, int64_t n, float *out) {
     static const float values[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
     const int64_t at = (s->first + row * s->row_stride) * s->columns + column;
-    const unsigned char *blocks = s->view.data, *scales = s->scales.data;
+    const unsigned char *pairs = s->view.data;
     for (int64_t i = at; i < at + n;) {
-        const float scale = ldexpf(1.0f, scales[i / WB_MXFP4_GROUP] - 127);
-        const int64_t group_end = (i / WB_MXFP4_GROUP + 1) * WB_MXFP4_GROUP;
+        const float scale = scale_at(s, i / WB_FP4_GROUP);
+        const int64_t group_end = (i / WB_FP4_GROUP + 1) * WB_FP4_GROUP;
         const int64_t end = group_end < at + n ? group_end : at + n;
-        for (; i < end; i++) *out++ = values[i % 2 == 0 ? blocks[i / 2] & 15 : blocks[i / 2] >> 4] * scale;
+        for (; i < end; i++) *out++ = values[i % 2 == 0 ? pairs[i / 2] & 15 : pairs[i / 2] >> 4] * scale;
     }
 }
 
@@ -67,8 +71,8 @@ void wb_tensor_source_read(const wb_tensor_source *s, int64_t first, int64_t n, 
         const int64_t left = flat.columns - column, count = left < n - i ? left : n - i;
         if (s->form == WB_SOURCE_FP8)
             read_fp8(&flat, row, column, count, out + i);
-        else if (s->form == WB_SOURCE_MXFP4)
-            read_mxfp4(&flat, row, column, count, out + i);
+        else if (s->form == WB_SOURCE_FP4)
+            read_fp4(&flat, row, column, count, out + i);
         else
             read_plain(&flat, row, column, count, out + i);
         i += count;

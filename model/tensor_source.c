@@ -60,30 +60,76 @@ static size_t look_up(const wb_model *model, const wb_safetensors *files, const 
     return wb_safetensors_lookup(files, other);
 }
 
-/* ---- by itself, plain or FP8 ----------------------------------------------------------------- */
+/* ---- by itself: plain, FP8 or FP4 ------------------------------------------------------------- */
+
+/* Exponents of powers of two; u8 is how files have them that know no dtype of them. */
+static bool is_exponent(wb_dtype dtype) {
+    return dtype == WB_F8_E8M0 || dtype == WB_U8;
+}
+
+/* "<name>_scale_inv", or of "<stem>weight" "<stem>scale" as DeepSeek-V4 is released. */
+static wb_status look_up_scales(const search *s, const char *name, size_t *index_out) {
+    static const char weight[] = "weight";
+    char behind[WB_TENSOR_NAME_BYTES + 16], instead[WB_TENSOR_NAME_BYTES + 16];
+    const size_t length = strlen(name), tail = sizeof weight - 1;
+    const bool is_weight = length >= tail && strcmp(name + length - tail, weight) == 0;
+    snprintf(behind, sizeof behind, "%s_scale_inv", name);
+    snprintf(instead, sizeof instead, "%.*sscale", (int)(is_weight ? length - tail : 0), name);
+    *index_out = look_up(s->model, s->files, behind);
+    if (*index_out == SIZE_MAX && is_weight) *index_out = look_up(s->model, s->files, instead);
+    if (*index_out != SIZE_MAX) return WB_OK;
+    return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s%s%s", s->dir, behind, is_weight ? " or " : "",
+                   is_weight ? instead : "");
+}
 
 /* A scale for each block that a matrix is cut into from its first row and column on. */
-static wb_status take_scales(const search *s, const char *name) {
+static wb_status take_scales(const search *s, const char *name, int32_t block_rows, int32_t block_columns) {
+    wb_tensor_source *f = s->found;
+    const int64_t shape[2] = {(s->tensor->shape[0] + block_rows - 1) / block_rows,
+                              (s->tensor->shape[1] + block_columns - 1) / block_columns};
+    WB_TRY(look_up_scales(s, name, &f->scales_index));
+    WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
+    f->block_rows = block_rows;
+    f->block_columns = block_columns;
+    return check_shape(&f->scales, 2, shape);
+}
+
+static wb_status take_fp8(const search *s, const char *name) {
     wb_tensor_source *f = s->found;
     const int32_t *block = s->model->config.weight_block;
-    char scales[WB_TENSOR_NAME_BYTES + 16];
     if (block[0] == 0)
         return wb_fail(WB_UNSUPPORTED,
                        "%s: tensor %s: dtype f8_e4m3, without quantization_config.weight_block_size in "
                        "config.json",
                        f->view.file, name);
-    snprintf(scales, sizeof scales, "%s_scale_inv", name);
-    f->scales_index = look_up(s->model, s->files, scales);
-    if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, scales);
-    WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
-    const int64_t shape[2] = {(s->tensor->shape[0] + block[0] - 1) / block[0],
-                              (s->tensor->shape[1] + block[1] - 1) / block[1]};
-    WB_TRY(check_shape(&f->scales, 2, shape));
-    if (!is_float(f->scales.dtype)) return wrong_dtype(&f->scales, "f32, bf16 or f16");
     f->form = WB_SOURCE_FP8;
-    f->block_rows = block[0];
-    f->block_columns = block[1];
-    return WB_OK;
+    WB_TRY(take_scales(s, name, block[0], block[1]));
+    if (is_float(f->scales.dtype) || is_exponent(f->scales.dtype)) return WB_OK;
+    return wrong_dtype(&f->scales, "f32, bf16, f16, f8_e8m0 or u8");
+}
+
+static wb_status check_groups(const wb_tensor_source *f) {
+    if (f->columns % WB_FP4_GROUP == 0) return WB_OK;
+    return wb_fail(WB_UNSUPPORTED, "%s: tensor %s: expected columns in groups of %d, found %" PRId64,
+                   f->view.file, f->view.name, WB_FP4_GROUP, f->columns);
+}
+
+static wb_status take_fp4(const search *s, const char *name) {
+    wb_tensor_source *f = s->found;
+    const int64_t packed[2] = {s->tensor->shape[0], f->columns / 2};
+    WB_TRY(check_groups(f));
+    WB_TRY(check_shape(&f->view, 2, packed));
+    f->form = WB_SOURCE_FP4;
+    f->row_stride = 1;
+    WB_TRY(take_scales(s, name, 1, WB_FP4_GROUP));
+    return is_exponent(f->scales.dtype) ? WB_OK : wrong_dtype(&f->scales, "f8_e8m0 or u8");
+}
+
+/* Whether two numbers lie in a byte. A tensor of bytes that has as many as there are numbers is of a form
+ * that nobody reads here, and its dtype says so. */
+static bool is_packed(const wb_tensor_view *view, const wb_tensor *t) {
+    return (view->dtype == WB_I8 || view->dtype == WB_U8) && t->n_dims == 2 &&
+           !(view->n_dims == 2 && view->shape[1] == t->shape[1]);
 }
 
 static wb_status take_single(const search *s, const char *name, size_t index) {
@@ -93,8 +139,9 @@ static wb_status take_single(const search *s, const char *name, size_t index) {
     f->row_stride = f->columns;
     f->column_stride = 1;
     WB_TRY(wb_safetensors_get(s->files, index, &f->view));
+    if (is_packed(&f->view, t)) return take_fp4(s, name);
     WB_TRY(check_shape(&f->view, t->n_dims, t->shape));
-    if (f->view.dtype == WB_F8_E4M3 && t->n_dims == 2) return take_scales(s, name);
+    if (f->view.dtype == WB_F8_E4M3 && t->n_dims == 2) return take_fp8(s, name);
     if (is_float(f->view.dtype)) return WB_OK;
     return wrong_dtype(&f->view, t->n_dims == 2 ? "f32, bf16, f16 or f8_e4m3" : "f32, bf16 or f16");
 }
@@ -139,23 +186,21 @@ static size_t find_rows(const search *s, wb_fused_place *p) {
 
 /* ---- MXFP4 ----------------------------------------------------------------------------------- */
 
-enum { MX_BYTES = WB_MXFP4_GROUP / 2 };
+enum { MX_BYTES = WB_FP4_GROUP / 2 };
 
 /* Blocks [E, rows, columns / 32, 16] and scales [E, rows, columns / 32] of output rows. */
 static wb_status take_mxfp4(const search *s, size_t blocks, const wb_fused_place *p) {
     wb_tensor_source *f = s->found;
-    const int64_t rows = p->shape[2], groups = f->columns / WB_MXFP4_GROUP;
+    const int64_t rows = p->shape[2], groups = f->columns / WB_FP4_GROUP;
     char name[WB_TENSOR_NAME_BYTES + 16];
     snprintf(name, sizeof name, "%s_scales", p->name);
-    f->form = WB_SOURCE_MXFP4;
+    f->form = WB_SOURCE_FP4;
     f->index = blocks;
     f->scales_index = wb_safetensors_lookup(s->files, name);
     if (f->scales_index == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", s->dir, name);
     WB_TRY(wb_safetensors_get(s->files, blocks, &f->view));
     WB_TRY(wb_safetensors_get(s->files, f->scales_index, &f->scales));
-    if (f->columns % WB_MXFP4_GROUP != 0)
-        return wb_fail(WB_UNSUPPORTED, "%s: tensor %s: expected columns in groups of %d, found %" PRId64,
-                       f->view.file, f->view.name, WB_MXFP4_GROUP, f->columns);
+    WB_TRY(check_groups(f));
     const int64_t shape[4] = {p->shape[0], rows, groups, MX_BYTES};
     WB_TRY(check_shape(&f->view, 4, shape));
     WB_TRY(check_shape(&f->scales, 3, shape));

@@ -5,17 +5,18 @@
 
 #include "model_weights.h"
 
-/* Elements of a row that share a scale in MXFP4. */
-enum { WB_MXFP4_GROUP = 32 };
+/* Elements of a row that share a scale where they have 4 bits. */
+enum { WB_FP4_GROUP = 32 };
 
 typedef enum wb_source_form {
     WB_SOURCE_PLAIN,
-    /* f8_e4m3, and an f32 or bf16 for each block of rows and columns that they are multiplied by:
-     * <name>_scale_inv */
+    /* f8_e4m3, and for each block of rows and columns a float or a power of 2 that they are multiplied by:
+     * <name>_scale_inv, or scale in place of weight */
     WB_SOURCE_FP8,
-    /* of experts: 4 bits (mantissa 1, exponent 2), WB_MXFP4_GROUP of a row sharing a power of 2:
-     * <name>_blocks and <name>_scales, rows of gate and up in turn */
-    WB_SOURCE_MXFP4
+    /* 4 bits (a sign, exponent 2, mantissa 1), two a byte, the low half first, WB_FP4_GROUP of a row sharing
+     * a power of 2. A matrix: i8 or u8 [rows, columns / 2], scales named as those of FP8. All experts of a
+     * layer: <name>_blocks and <name>_scales, rows of gate and up in turn. */
+    WB_SOURCE_FP4
 } wb_source_form;
 
 typedef struct wb_tensor_source {
@@ -23,7 +24,7 @@ typedef struct wb_tensor_source {
     size_t index, scales_index; /* tensors of the files; scales SIZE_MAX: none */
     wb_tensor_view view, scales;
     /* Element (row, column) is element first + row * row_stride + column * column_stride of the view.
-     * MXFP4: its row of the view is first + row * row_stride. */
+     * FP4: its row of the view is first + row * row_stride. */
     int64_t columns, first, row_stride, column_stride;
     int32_t block_rows, block_columns; /* FP8 */
 } wb_tensor_source;

@@ -68,6 +68,15 @@ static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_tra
     return wb_train_open_grads(train);
 }
 
+static wb_op_sizes largest_ops(const wb_train *train) {
+    return wb_largest_ops(train->model, &train->sizes, train->sizes.tokens, train->chunk_rows);
+}
+
+static wb_status reserve_ops(wb_train *train) {
+    const wb_op_sizes most = largest_ops(train);
+    return train->model->device->reserve_scratch(train->model->device, &most);
+}
+
 wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_train **train_out) {
     wb_train_options own;
     wb_train *train = NULL;
@@ -76,8 +85,7 @@ wb_status wb_train_open(wb_model *model, const wb_train_options *options, wb_tra
     WB_TRY(WB_NEW(train, 1, "training"));
     wb_status status = prepare_open(model, &own, train);
     if (status == WB_OK) status = wb_arena_open(&train->memory, layout, train);
-    if (status == WB_OK)
-        status = wb_reserve_ops(model, &train->sizes, train->sizes.tokens, train->chunk_rows);
+    if (status == WB_OK) status = reserve_ops(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_open_parts(train);
     if (status == WB_OK && !own.forward_only) status = wb_train_clear_grads(train);
     if (status != WB_OK) {
@@ -98,6 +106,7 @@ wb_status wb_train_measure(const wb_config *config, const wb_model_options *mode
     WB_TRY(wb_model_blank(config, model, n_ranks, rank, &blank));
     wb_status status = prepare_open(blank, &own, &train);
     if (status == WB_OK) status = wb_arena_measure(NULL, layout, &train, memory_out);
+    if (status == WB_OK) memory_out->ops = largest_ops(&train);
     wb_workspace_close(&train.memory);
     wb_model_close(blank);
     return status;

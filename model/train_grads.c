@@ -1,9 +1,10 @@
 /* train_grads.c - the gradients of a trainer: memory, zeroing, and their sum over ranks.
  *
- * Every rank gets the whole sum. An optimizer that is cut over ranks needs only its part, and a
- * reduce-scatter would be half the traffic; but wb_train_grad hands out whole gradients, which callers read
- * on any rank, and the norm of one is summed over all of it in one order: from parts it would be another
- * number for each cut. Refuses: computing them, the optimizer. */
+ * Every rank gets the whole sum: of each bucket the ranks sum a part each, in the order of the ranks, and
+ * give it to the others. An optimizer that is cut over ranks needs its own parts alone, so that the second
+ * transfer could go. It stays because wb_train_grad hands out whole gradients, which callers read on any
+ * rank: the norm, which is summed over a gradient in one order whatever the number of ranks. What it costs
+ * is in tests/bench/README.md (bench_train_cuda). Refuses: computing them, the optimizer. */
 #include "collective.h"
 #include "train_state.h"
 

@@ -148,7 +148,7 @@ typedef struct wb_config {
     uint64_t window_layer_mask[16];
     float swiglu_limit; /* of experts whose SwiGLU is clamped (wb_clamped_swiglu); 0: it is not */
     /* Rows and columns that share a scale in weights that its files hold in FP8; 0: none are. Such
-     * weights, and those in MXFP4, are widened when they are read. */
+     * weights, and those of 4 bits, are widened when they are read. */
     int32_t weight_block[2];
     /* Multi-token prediction layers that the checkpoint says to have behind the decoder's. */
     int32_t n_mtp_layers;
@@ -188,7 +188,7 @@ WB_API wb_status wb_config_complete(wb_config *config);
 WB_API bool wb_config_is_moe(const wb_config *config, int32_t layer);
 
 /* Whose routes those of such a model are, without opening it: what wb_model_routes says of the opened one.
- * moe_layers_out: [2 * config->n_layers], which *model_out points into, as it may into `config`. The errors
+ * moe_layers_out: [3 * config->n_layers], which *model_out points into, as it may into `config`. The errors
  * of wb_config_load, and INVALID_ARGUMENT where no layer is MoE. */
 WB_API wb_status wb_config_routes(const wb_config *config, uint32_t *moe_layers_out,
                                   wb_route_model *model_out);
@@ -207,18 +207,22 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * says; of others, and where wb_config_load would be CORRUPT (a key that the engine needs is absent or of
  * another type) by no key that routes depend on, the fingerprint is made of family, hidden_size, vocab_size
  * and the route model.
- * moe_layers_out: [2048], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
+ * moe_layers_out: [3072], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
  * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);
 
 /* The tables of the hash-routed layers of the model in DIR, read from its checkpoint alone. */
 typedef struct wb_hash_file wb_hash_file;
-/* Where the engine does not run the model, or the model has no such layers, no file but config.json is read.
- * Errors as of wb_model_open. */
+/* How other tensors are stored does not matter. Where the engine does not run the model, or the model has no
+ * such layers, no file but config.json is read. Errors as of wb_routes_of_folder and wb_model_open. */
 WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
 WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
 WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
+
+/* S: indexers of such a model, each of a layer of its own (wb_indexer_columns). Up to index_top_k of the
+ * entries that a token sees, one for each sparse_rate tokens up to its own, are chosen by each. */
+WB_API int32_t wb_config_n_indexers(const wb_config *config);
 
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
 WB_API size_t wb_config_row_bytes(const wb_config *config);
@@ -275,8 +279,9 @@ WB_API wb_status wb_model_measure_mailbox(const wb_config *config, const wb_mode
                                           int32_t n_ranks, size_t *bytes_out);
 
 /* Loads a checkpoint directory; every rank reads its own part. f32, bf16 and f16 files, FP8 (e4m3) with a
- * scale a block, and MXFP4 experts of gpt_oss, both widened; expert tensors one by one or fused; names as
- * the family's releases have them or as transformers has them in memory. NOT_FOUND (a file or tensor is
+ * scale a block, a float or a power of two (e8m0), and 4 bits (e2m1) with a power of two for 32 of a row, as
+ * gpt_oss and deepseek_v4 have their experts, all widened; expert tensors one by one or fused; names as the
+ * family's releases have them or as transformers has them in memory. NOT_FOUND (a file or tensor is
  * missing), MISMATCH (a tensor is surplus or has another shape) and UNSUPPORTED (another dtype) name
  * tensor, shape and file. Collective: ranks check that they opened the same model with the same weights:
  * PEER names tensor and rank where they differ. What all ranks hold is compared whole, of an expert the 4
@@ -441,6 +446,16 @@ typedef struct wb_routing {
      * counts of these rows under the model's dispatch. That is asked of the device before the first layer,
      * which the host waits for; a model of one rank, which needs no count, does not ask. */
     const wb_planned_layer *planned;
+    /* What indexers choose, of a model whose routes have layers with indexers: for each of its S indexers
+     * (wb_indexer_columns) the positions that each token looks at, ascending, then -1: device
+     * [S][T][indexer_k]. NULL: every row chooses for itself, and nobody is told. A row whose direction is not
+     * native looks at what stands there; a native one chooses, and its choice is written there, as with
+     * `ids`: the backward and its recompute follow what is there. No gradient passes through a choice.
+     * INVALID_ARGUMENT, found by the device, for positions out of order or beyond what a token may see;
+     * before that, for a model without indexers, and for the next two where this one is NULL. */
+    int32_t *listed;
+    const uint8_t *listed_direction; /* device [S][T] wb_row_direction, or NULL: all native */
+    int32_t *listed_native; /* device [S][T][indexer_k], out: what each row would choose by itself; or NULL */
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */

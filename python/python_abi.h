@@ -99,7 +99,9 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(void, wb_import_close, (wb_import * import))                                                           \
     X(wb_status, wb_import_next, (wb_import * import, wb_record * record_out, bool *found_out))              \
     X(bool, wb_import_has_tokens, (const wb_import *import))                                                 \
+    X(uint64_t, wb_import_indexers_left_out, (const wb_import *import))                                      \
     X(wb_status, wb_export_layout_find, (const char *name, wb_export_layout *layout_out))                    \
+    X(bool, wb_export_keeps_indexer, (wb_export_layout layout))                                              \
     X(wb_status, wb_export_dump,                                                                             \
       (wb_dump * dump, wb_export_layout layout, wb_export_write_fn * write, void *ctx,                       \
        wb_export_skip_fn *skip, void (*progress)(void *ctx, uint64_t done, uint64_t total),                  \
@@ -129,6 +131,14 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
     X(wb_status, wb_replay_counts,                                                                           \
       (const wb_replay *replay, int32_t micro_batch, int32_t layer, uint32_t row, uint32_t rows,             \
        int64_t *counts_out))                                                                                 \
+    X(wb_status, wb_replay_indexer_rows,                                                                     \
+      (wb_replay * replay, int32_t micro_batch, uint32_t i, uint32_t row, uint32_t rows,                     \
+       int32_t * listed_out, uint8_t * direction_out, wb_replay_indexer_slice * slice_out))                  \
+    X(wb_status, wb_replay_indexer_store,                                                                    \
+      (wb_replay * replay, int32_t micro_batch, uint32_t i, uint32_t row, uint32_t rows,                     \
+       const int32_t *used, const int32_t *native))                                                          \
+    X(void, wb_replay_get_indexer_metrics,                                                                   \
+      (const wb_replay *replay, double *fallback_rows_out, wb_replay_indexer_metrics *layers_out))           \
     X(wb_status, wb_replay_end, (wb_replay * replay))                                                        \
     X(void, wb_replay_abort, (wb_replay * replay))                                                           \
     X(wb_status, wb_replay_observe_logprobs,                                                                 \

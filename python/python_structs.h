@@ -20,6 +20,8 @@
     F(wb_route_model, uint32_t, top_k)                      \
     F(wb_route_model, const uint32_t *, layer_top_k)        \
     F(wb_route_model, uint32_t, n_weightless)               \
+    F(wb_route_model, uint32_t, n_hash_layers)              \
+    F(wb_route_model, const uint32_t *, hash_layers)        \
     F(wb_route_model, uint32_t, n_indexer_layers)           \
     F(wb_route_model, uint32_t, indexer_k)                  \
     F(wb_route_model, const uint32_t *, indexer_layers)     \
@@ -82,6 +84,16 @@
     F(wb_replay_options, int32_t, n_layers)                 \
     F(wb_replay_options, const wb_placement *, placement)   \
     F(wb_replay_options, wb_dispatch_policy, dispatch)      \
+    F(wb_replay_options, bool, indexer)                     \
+    S(wb_replay_indexer_slice)                              \
+    F(wb_replay_indexer_slice, bool, any_forced)            \
+    F(wb_replay_indexer_slice, bool, any_native)            \
+    F(wb_replay_indexer_slice, bool, want_used)             \
+    F(wb_replay_indexer_slice, bool, want_native)           \
+    S(wb_replay_indexer_metrics)                            \
+    F(wb_replay_indexer_metrics, double, tokens)            \
+    F(wb_replay_indexer_metrics, double, overlap)           \
+    F(wb_replay_indexer_metrics, double, differ)            \
     S(wb_segment)                                           \
     F(wb_segment, wb_segment_kind, kind)                    \
     F(wb_segment, const char *, rid)                        \

@@ -42,6 +42,17 @@ static void pass_routes(letter_walk *w, const wb_route_model *model, wb_record *
     r->routes = runs;
 }
 
+static void pass_indexer(letter_walk *w, const wb_route_model *model, wb_record *r) {
+    wb_indexer_rows *run = pass(w, r->indexer, sizeof *run);
+    r->indexer = run;
+    if (!run) return;
+    const size_t n = (size_t)run->rows * wb_indexer_columns(model);
+    const uint32_t *counts = pass(w, run->counts, n * sizeof *counts);
+    const uint64_t *ends = pass(w, run->ends, n * sizeof *ends);
+    const uint32_t *positions = pass(w, run->positions, n > 0 ? (size_t)ends[n - 1] * sizeof *positions : 0);
+    if (w->kind == READ) *run = (wb_indexer_rows){run->start, run->rows, counts, ends, positions};
+}
+
 static void pass_arrays(letter_walk *w, const wb_route_model *model, letter *l) {
     wb_record *r = &l->record;
     const size_t n_new = r->n_tokens - r->prompt_len;
@@ -50,6 +61,7 @@ static void pass_arrays(letter_walk *w, const wb_route_model *model, letter *l) 
     r->logprobs = pass(w, r->logprobs, n_new * sizeof *r->logprobs);
     r->spans = pass(w, r->spans, r->n_spans * sizeof *r->spans);
     pass_routes(w, model, r);
+    pass_indexer(w, model, r);
     r->sampling = pass(w, r->sampling, sizeof *r->sampling);
     r->sampling_logprobs = pass(w, r->sampling_logprobs, n_new * sizeof *r->sampling_logprobs);
     r->mask_ids = pass(w, r->mask_ids, l->n_mask_ids * sizeof *r->mask_ids);

@@ -47,8 +47,15 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     return infer;
 }
 
+/* What requests may ask for of the model's indexers. */
+static wb_cell_shape cells_of(const wb_config *config, const wb_engine_options *options) {
+    const int32_t n = options->indexer ? wb_config_n_indexers(config) : 0;
+    const wb_compressed_sizes *s = &config->compressed;
+    return n == 0 ? (wb_cell_shape){0}
+                  : (wb_cell_shape){(uint32_t)n, (uint32_t)s->index_top_k, (uint32_t)s->sparse_rate};
+}
+
 static wb_status check_options(const wb_engine_options *options) {
-    WB_TRY(wb_options_check_reserved(options->reserved, sizeof options->reserved, "engine"));
     const struct {
         const char *name;
         int32_t value;
@@ -76,6 +83,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .max_positions = config->max_positions,
                                          .n_blocks = options->n_blocks,
                                          .block_size = options->block_size,
+                                         .cells = cells_of(config, options),
                                          .max_unfinished = options->max_unfinished,
                                          .max_unfinished_tokens = options->max_unfinished_tokens,
                                          .max_unfinished_bytes = options->max_unfinished_bytes};
@@ -106,6 +114,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_filing_open(&engine->workspace.host, 2 * max_sampled + (size_t)options->max_batch_tokens,
                           &engine->filing));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
+    WB_TRY(wb_step_cells_open(&engine->workspace, &engine->limits.cells, (size_t)options->max_batch_tokens,
+                              &engine->cells));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
     WB_TRY(wb_mtp_drafts_open(&engine->workspace.host, engine->infer, (size_t)options->max_batch_tokens,
@@ -148,11 +158,15 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
 static wb_status measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
                               int64_t max_kept, wb_memory *memory) {
     const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
-    size_t results = 0;
+    const wb_cell_shape shape = cells_of(config, options);
+    size_t results = 0, cells = 0;
+    WB_TRY(wb_step_cells_bytes(&shape, tokens, &cells));
     WB_TRY(wb_step_results_bytes(tokens, sampled, max_kept, wb_config_row_bytes(config), &results));
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
-    memory->device_bytes += results + tokens;
-    memory->host_bytes += 2 * results + tokens;
+    if (cells > 0) memory->parts[memory->n_parts++] = (wb_memory_part){"indexer lists", cells};
+    memory->device_bytes += results + tokens + cells;
+    memory->ops.sampled = max_sampled;
+    memory->host_bytes += 2 * results + tokens + cells;
     if (options->prefix_cache)
         memory->host_bytes +=
             wb_prefix_cache_bytes(options->n_blocks, options->block_size, wb_config_row_bytes(config));
@@ -190,6 +204,7 @@ void wb_engine_close(wb_engine *engine) {
     wb_lending_close(&engine->lending);
     wb_string_table_free(&engine->rids);
     wb_infer_close(engine->infer);
+    wb_step_cells_close(&engine->cells);
     wb_step_results_close(&engine->results);
     wb_workspace_close(&engine->workspace);
     wb_scheduler_close(&engine->scheduler);
@@ -237,7 +252,7 @@ wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     const int64_t max_blocks =
         wb_kv_blocks_for(engine->limits.block_size, wb_request_prompt_len(&own) + own.max_tokens - 1);
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create(&own, engine->limits.vocab_size, engine->limits.route_model, max_blocks, &s));
+    WB_TRY(wb_sequence_create(&own, &engine->limits, max_blocks, &s));
     const wb_request_load load = load_of(s);
     wb_status status = wb_request_check_load(own.rid, &engine->unfinished, &load, &engine->limits);
     if (status == WB_OK) status = wb_engine_make_room(engine, s);

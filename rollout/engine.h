@@ -12,6 +12,7 @@
 #include "sched_known.h"
 #include "scheduler.h"
 #include "sequence.h"
+#include "step_cells.h"
 #include "step_forcing.h"
 #include "step_verdict.h"
 #include "wb_string_table.h"
@@ -32,6 +33,7 @@ struct wb_engine {
     wb_filing filing; /* of the latest committed step */
     wb_lending lending;
     wb_step_forcing forcing;
+    wb_step_cells cells;
     wb_load_count load;
     wb_step_word *words; /* [R] of the latest step; owner: the workspace */
     uint64_t steps, prefill_tokens, decode_tokens, taken_over_tokens; /* since open */

@@ -195,8 +195,7 @@ static wb_sequence *find_lent(const wb_lending *lending, uint64_t number) {
 
 static wb_status open_lent(wb_engine *engine, const letter *l, const uint8_t *bytes) {
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create_from(bytes, l->bytes, engine->limits.vocab_size, engine->limits.route_model,
-                                   engine->limits.block_size, &s));
+    WB_TRY(wb_sequence_create_from(bytes, l->bytes, &engine->limits, &s));
     s->host = wb_comm_rank(engine->comm);
     wb_sequence_list_append(&engine->lending.arrived, s);
     return wb_engine_make_room(engine, s);

@@ -28,6 +28,7 @@ static void take_over(wb_engine *engine, wb_sched_entry *entry) {
         const uint8_t *rows = wb_prefix_cache_rows(cache, entry->blocks[start / size]);
         const wb_fed_rows fed = wb_sequence_feed(s, start + size, engine->weight_version);
         if (fed.n > 0) memcpy(fed.rows, rows + (fed.first - start) * s->row_bytes, fed.n * s->row_bytes);
+        wb_cells_append_whole(&s->cells, s->cells.shape.columns > 0 ? fed.n : 0);
     }
     engine->taken_over_tokens += entry->n_taken_over;
     entry->n_taken_over = 0;
@@ -54,13 +55,15 @@ static wb_status schedule(wb_engine *engine, const uint8_t **direction_out) {
     if (status == WB_OK)
         status = wb_step_force(&engine->forcing, engine->workspace.device, batch, &engine->results,
                                &engine->filing, direction_out);
+    if (status == WB_OK) status = wb_step_cells_begin(&engine->cells, batch);
     if (status != WB_OK) wb_scheduler_drop_plan(&engine->scheduler);
     return status;
 }
 
 static wb_status forward(wb_engine *engine, const uint8_t *direction, const float **logits_out) {
     wb_step_batch *batch = &engine->scheduler.batch;
-    wb_step_batch_pad(batch, direction ? batch->n_tokens : wb_infer_padded(engine->infer, batch->n_tokens));
+    const bool as_it_is = direction || engine->cells.wanted;
+    wb_step_batch_pad(batch, as_it_is ? batch->n_tokens : wb_infer_padded(engine->infer, batch->n_tokens));
     const wb_infer_batch infer = {.T = batch->n_rows,
                                   .tokens = batch->tokens,
                                   .pos = batch->pos,
@@ -71,8 +74,8 @@ static wb_status forward(wb_engine *engine, const uint8_t *direction, const floa
                                   .states = batch->states,
                                   .n_logits = batch->n_sampled,
                                   .logit_rows = batch->logit_rows};
-    const wb_routing routing = {.ids = wb_step_results_on_device(&engine->results).rows,
-                                .direction = direction};
+    wb_routing routing = {.ids = wb_step_results_on_device(&engine->results).rows, .direction = direction};
+    wb_step_cells_route(&engine->cells, &routing);
     return wb_infer_forward(engine->infer, &infer, &routing, logits_out);
 }
 
@@ -82,11 +85,13 @@ static wb_status sample_and_start(wb_engine *engine, const float *logits) {
     size_t n_kept = 0;
     wb_step_results_begin(&engine->results, (size_t)batch->n_rows);
     WB_TRY(wb_sample_step(&engine->sampler, batch, logits, &engine->results, &n_kept));
+    WB_TRY(wb_step_cells_start(&engine->cells));
     return wb_step_results_start(&engine->results, n_kept);
 }
 
 static wb_status arrive(wb_engine *engine) {
     WB_TRY(wb_step_results_wait(&engine->results, engine->comm));
+    WB_TRY(wb_step_cells_wait(&engine->cells));
     return wb_sample_check_kept(&engine->scheduler.batch, &engine->results);
 }
 
@@ -134,6 +139,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
                              .mtp_drafts = engine->mtp.on ? engine->max_drafts : 0,
                              .pauses = engine->asks_for_pause,
+                             .indexer = engine->limits.cells.columns > 0,
                              .lending = engine->lending.on};
     const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
     wb_engine_tell_lending(engine, status == WB_OK, n_ended, &own);
@@ -162,14 +168,15 @@ static void make_known(wb_engine *engine, wb_sequence *s) {
         if (rows) wb_filing_add(&engine->filing, rows, s->rows + start * s->row_bytes, bytes);
 }
 
-/* What stays of the tokens that the entry fed, with the first ones of `rows`. */
-static void commit_fed(wb_engine *engine, wb_sched_entry *entry, const uint8_t *rows) {
+/* What stays of the tokens that the entry fed, with the first ones of the step's rows from `row` on. */
+static void commit_fed(wb_engine *engine, wb_sched_entry *entry, const wb_results_view *found, size_t row) {
     const size_t row_bytes = engine->results.row_bytes;
     wb_sequence *s = wb_sequence_of(entry);
     const uint32_t start = entry->n_in_pool;
     const wb_fed_rows fed = wb_sequence_feed(s, start + wb_sched_n_kept(entry), engine->weight_version);
-    if (fed.n > 0)
-        wb_filing_add(&engine->filing, fed.rows, rows + (fed.first - start) * row_bytes, fed.n * row_bytes);
+    row += fed.first - start;
+    if (fed.n > 0) wb_filing_add(&engine->filing, fed.rows, found->rows + row * row_bytes, fed.n * row_bytes);
+    if (fed.n > 0) wb_step_cells_take(&engine->cells, s, row, fed.n);
     wb_scheduler_fed(&engine->scheduler, entry);
     make_known(engine, s);
 }
@@ -208,7 +215,7 @@ static int64_t commit_entry(wb_engine *engine, int32_t i, int64_t row, const wb_
     const bool samples = wb_sched_samples(entry);
     const uint32_t start = entry->n_in_pool, n_kept = wb_sched_n_kept(entry), n_drafts = entry->n_drafts;
     count_fed(engine, entry);
-    commit_fed(engine, entry, found->rows + (size_t)row * engine->results.row_bytes);
+    commit_fed(engine, entry, found, (size_t)row);
     if (!samples || commit_taken(engine, s, found, j, n_drafts))
         wb_mtp_drafts_add(&engine->mtp, s, i, (int32_t)row, start, n_kept);
     return samples ? 1 + n_drafts : 0;

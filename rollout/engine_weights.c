@@ -45,6 +45,18 @@ static void forget_keys(wb_engine *engine) {
         if (wb_sequence_of(entry)->n_fed > 0) entry->shares = false;
 }
 
+/* A state that went back from a wrong draft is yet to be fed the right tokens before it. The new weights are
+ * not to feed it what the old ones drew the next tokens behind: no engine without drafts does that. So these
+ * tokens are drawn again, by the new weights. */
+static void take_back_unfed(wb_engine *engine) {
+    wb_sched_entry *entry = wb_sched_first_running(&engine->scheduler);
+    for (; entry; entry = wb_sched_next_running(entry)) {
+        if (entry->n_went_back == 0) continue;
+        wb_sequence_take_back(wb_sequence_of(entry), entry->n_in_pool + 1);
+        entry->n_went_back = 0;
+    }
+}
+
 void wb_engine_pause(wb_engine *engine) {
     engine->asks_for_pause = true;
 }
@@ -64,6 +76,9 @@ wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_
     engine->source_digest = source_digest;
     engine->weights_digest = digest;
     engine->weight_version = version;
-    if (engine->recompute_keys) wb_scheduler_preempt_all(&engine->scheduler);
+    if (engine->recompute_keys)
+        wb_scheduler_preempt_all(&engine->scheduler);
+    else
+        take_back_unfed(engine);
     return WB_OK;
 }

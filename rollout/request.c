@@ -122,6 +122,18 @@ static wb_status check_continued(const wb_request *request, const wb_request_lim
     return check_fed(request, limits);
 }
 
+static wb_status check_indexer(const wb_request *request, const wb_request_limits *limits) {
+    if (!request->return_indexer) return WB_OK;
+    if (limits->cells.columns == 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "request %s: return_indexer: expected an engine with the option indexer over a model "
+                       "that has indexers, found %" PRIu32 " indexers",
+                       request->rid, wb_indexer_columns(limits->route_model));
+    if (!request->continues) return WB_OK;
+    return wb_cells_check(&limits->cells, limits->route_model, request->continues, wb_request_n_fed(request),
+                          request->rid);
+}
+
 wb_status wb_request_check_load(const char *rid, const wb_request_load *unfinished,
                                 const wb_request_load *request, const wb_request_limits *limits) {
     const struct {
@@ -158,5 +170,6 @@ wb_status wb_request_check(const wb_request *request, const wb_request_limits *l
                        " prompt tokens, found %" PRIu32,
                        rid, prompt_len, request->routes_start);
     WB_TRY(check_capacity(request, limits));
+    WB_TRY(check_indexer(request, limits));
     return check_mask(request, vocab_size);
 }

@@ -2,12 +2,14 @@
 #ifndef WB_REQUEST_H
 #define WB_REQUEST_H
 
+#include "cells.h"
 #include "wb_rollout.h"
 
 typedef struct wb_request_limits {
     const wb_route_model *route_model;
     int32_t vocab_size, max_positions;                                    /* of the model */
     int32_t n_blocks, block_size;                                         /* of the KV pool */
+    wb_cell_shape cells;                                                  /* that requests may ask for */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes; /* 0: no limit */
 } wb_request_limits;
 

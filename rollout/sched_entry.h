@@ -20,7 +20,8 @@ typedef struct wb_sched_entry {
     int32_t n_known; /* of `blocks`, the first ones: known to the prefix cache */
     /* Tokens of known blocks that it was admitted with, whose rows it has yet to get. */
     uint32_t n_taken_over;
-    uint32_t n_in_pool; /* 0 unless running */
+    uint32_t take_limit; /* of its tokens so many may be taken over at most; 0: all but the last */
+    uint32_t n_in_pool;  /* 0 unless running */
     /* Tokens from n_in_pool on that a step fed and kept before its state went back from a wrong draft: they
      * are fed again, and have been counted. */
     uint32_t n_went_back;

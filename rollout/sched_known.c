@@ -7,8 +7,15 @@ int32_t wb_sched_n_sharable(const wb_scheduler *scheduler, const wb_sched_entry 
     return entry->shares ? (int32_t)((entry->record->n_tokens - 1) / (uint32_t)scheduler->block_size) : 0;
 }
 
-int32_t wb_sched_find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
+/* Full blocks that an entry could take over itself. */
+static int32_t n_takable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
     const int32_t n = wb_sched_n_sharable(scheduler, entry);
+    const int64_t most = entry->take_limit / (uint32_t)scheduler->block_size;
+    return entry->take_limit > 0 && most < n ? (int32_t)most : n;
+}
+
+int32_t wb_sched_find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
+    const int32_t n = n_takable(scheduler, entry);
     int32_t n_known = 0, parent = WB_NO_BLOCK;
     for (int32_t i = 0; i < n; i++) {
         const uint32_t *tokens = entry->record->tokens + (size_t)i * (size_t)scheduler->block_size;
@@ -37,13 +44,14 @@ static int32_t n_common(const wb_scheduler *scheduler, const wb_sched_entry *a, 
  * snapshot at the end of all that others could have of it, and nowhere before. */
 static int32_t n_gained(const wb_scheduler *scheduler, const wb_sched_entry *entry,
                         const wb_sched_entry *other) {
-    const int32_t n = n_common(scheduler, entry, other);
-    return scheduler->has_states && n < wb_sched_n_sharable(scheduler, other) ? 0 : n;
+    const int32_t n = n_common(scheduler, entry, other), most = n_takable(scheduler, entry);
+    if (scheduler->has_states && (n < wb_sched_n_sharable(scheduler, other) || n > most)) return 0;
+    return n < most ? n : most;
 }
 
 bool wb_sched_is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry *entry, int32_t n_known) {
     const wb_sched_entry *other =
-        n_known < wb_sched_n_sharable(scheduler, entry) ? wb_sched_first_running(scheduler) : NULL;
+        n_known < n_takable(scheduler, entry) ? wb_sched_first_running(scheduler) : NULL;
     for (; other; other = wb_sched_next_running(other))
         if (!wb_sched_decodes(other) && n_gained(scheduler, entry, other) > n_known) return true;
     return false;

@@ -5,12 +5,12 @@
 
 #include "scheduler.h"
 
-/* Full blocks that an entry could take over at most: its last token is always fed, since the next one is
- * sampled after it. */
+/* Full blocks that others could take over of an entry at most: its last token is always fed, since the next
+ * one is sampled after it. */
 int32_t wb_sched_n_sharable(const wb_scheduler *scheduler, const wb_sched_entry *entry);
 
-/* Known blocks with the entry's first tokens into its `blocks`; returns how many it can go on behind: where
- * it has a state, one with a snapshot is the last. */
+/* Known blocks with the entry's first tokens into its `blocks`; returns how many it can go on behind, within
+ * its take_limit: where it has a state, one with a snapshot is the last. */
 int32_t wb_sched_find_known(const wb_scheduler *scheduler, wb_sched_entry *entry);
 
 /* Whether a running request is about to make more of the entry's blocks known than the n_known that are.

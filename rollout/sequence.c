@@ -25,12 +25,14 @@ static size_t place(size_t *bytes, uint64_t count, size_t size) {
 
 /* Where a sequence's arrays lie in its block of memory. */
 typedef struct sequence_layout {
-    size_t rid, tokens, stop_tokens, logprobs, sampling_logprobs, mask_ends, blocks, rows, bytes;
+    size_t rid, tokens, stop_tokens, logprobs, sampling_logprobs, mask_ends, blocks, counts, ends, rows,
+        bytes;
 } sequence_layout;
 
-static sequence_layout layout_of(const wb_request *request, bool has_mask, size_t row_bytes,
+static sequence_layout layout_of(const wb_request *request, const wb_request_limits *limits, bool has_mask,
                                  int64_t max_blocks) {
     const uint64_t max_len = wb_request_prompt_len(request) + request->max_tokens;
+    const uint64_t n_cells = request->return_indexer ? (max_len - 1) * limits->cells.columns : 0;
     sequence_layout at = {0};
     place(&at.bytes, 1, sizeof(wb_sequence));
     at.rid = place(&at.bytes, strlen(request->rid) + 1, 1);
@@ -40,19 +42,23 @@ static sequence_layout layout_of(const wb_request *request, bool has_mask, size_
     at.sampling_logprobs = place(&at.bytes, request->max_tokens, sizeof(float));
     at.mask_ends = place(&at.bytes, has_mask ? request->max_tokens : 0, sizeof(uint32_t));
     at.blocks = place(&at.bytes, (uint64_t)max_blocks, sizeof(int32_t));
-    at.rows = place(&at.bytes, max_len - 1, row_bytes);
+    at.counts = place(&at.bytes, n_cells, sizeof(uint32_t));
+    at.ends = place(&at.bytes, n_cells, sizeof(uint64_t));
+    at.rows = place(&at.bytes, max_len - 1, wb_route_row_bytes(limits->route_model));
     return at;
 }
 
-/* The arrays beside the block. The mask is one of them because it is to stay as it is got, without zeros: it
- * is large, and the system gives memory to what is written alone. */
+/* The arrays beside the block. The mask and what indexers chose are among them because they are to stay as
+ * they are got, without zeros: they are large, and the system gives memory to what is written alone. */
 static wb_status open_arrays(wb_sequence *s, uint32_t n_spans, uint64_t max_mask) {
     const size_t room = (size_t)(max_mask < WB_MAX_TOKENS ? max_mask : WB_MAX_TOKENS - 1);
     WB_TRY(WB_GROW(s->spans, (size_t)n_spans + 1, &s->spans_capacity, "request spans"));
+    if (s->cells.shape.columns > 0) WB_TRY(wb_cells_open(&s->cells, s->max_len - 1));
     return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
-/* The prompt; and of the record that goes on, what was fed: its rows and spans. Room for a span more. */
+/* The prompt; and of the record that goes on, what was fed: its rows, cells and spans. Room for a span
+ * more. */
 static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_route_model *route_model) {
     const wb_record *earlier = request->continues;
     const uint32_t n = earlier ? earlier->n_tokens : 0;
@@ -62,20 +68,32 @@ static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_rout
     s->n_fed = wb_request_n_fed(request);
     for (uint32_t t = 0; t < s->n_fed; t++)
         memcpy(s->rows + t * s->row_bytes, wb_record_row(route_model, earlier, t), s->row_bytes);
+    if (s->cells.shape.columns > 0) wb_cells_append_record(&s->cells, route_model, earlier, s->n_fed);
     for (uint32_t i = 0; i < earlier->n_spans; i++) s->spans[i] = earlier->spans[i];
     s->completion.record.n_spans = earlier->n_spans;
 }
 
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
-                             int64_t max_blocks, wb_sequence **sequence_out) {
-    const size_t row_bytes = wb_route_row_bytes(route_model);
+/* Known blocks have no cells: what is taken over is known without. */
+static void place_cells(wb_sequence *s, const wb_cell_shape *shape, uint32_t *counts, uint64_t *ends) {
+    const uint64_t n_whole = wb_cells_n_whole(shape);
+    s->cells = (wb_cells){.shape = *shape, .counts = counts, .ends = ends};
+    s->entry.take_limit = n_whole < UINT32_MAX ? (uint32_t)n_whole : UINT32_MAX;
+}
+
+wb_status wb_sequence_create(const wb_request *request, const wb_request_limits *limits, int64_t max_blocks,
+                             wb_sequence **sequence_out) {
+    const size_t row_bytes = wb_route_row_bytes(limits->route_model);
     const uint32_t prompt_len = (uint32_t)wb_request_prompt_len(request);
-    const uint64_t max_mask = wb_request_max_mask(request, vocab_size);
+    const uint64_t max_mask = wb_request_max_mask(request, limits->vocab_size);
     const bool has_mask = max_mask > 0;
-    const sequence_layout at = layout_of(request, has_mask, row_bytes, max_blocks);
+    const sequence_layout at = layout_of(request, limits, has_mask, max_blocks);
     uint8_t *base = NULL;
     WB_TRY(WB_NEW(base, at.bytes, "request"));
     wb_sequence *s = (wb_sequence *)(void *)base;
+    s->max_len = prompt_len + request->max_tokens;
+    if (request->return_indexer)
+        place_cells(s, &limits->cells, (uint32_t *)(void *)(base + at.counts),
+                    (uint64_t *)(void *)(base + at.ends));
     const wb_status status = open_arrays(s, request->continues ? request->continues->n_spans : 0, max_mask);
     if (status != WB_OK) {
         wb_sequence_free(s);
@@ -87,10 +105,10 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, cons
     s->sampling_logprobs = (float *)(void *)(base + at.sampling_logprobs);
     s->entry.blocks = (int32_t *)(void *)(base + at.blocks);
     s->rows = base + at.rows;
-    s->bytes = at.bytes + s->spans_capacity * sizeof *s->spans + s->mask_room * sizeof *s->mask_ids;
+    s->bytes = at.bytes + s->spans_capacity * sizeof *s->spans + s->mask_room * sizeof *s->mask_ids +
+               s->cells.room * sizeof *s->cells.positions;
     s->row_bytes = row_bytes;
     s->return_routes = request->return_routes;
-    s->max_len = prompt_len + request->max_tokens;
     s->routes_start = request->routes_start;
     s->mask_ends = has_mask ? (uint32_t *)(void *)(base + at.mask_ends) : NULL;
     s->entry.expected_tokens = request->expected_tokens;
@@ -107,7 +125,7 @@ wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, cons
                                        .n_tokens = prompt_len,
                                        .tokens = s->tokens,
                                        .finish = WB_FINISH_NONE};
-    copy_prompt(s, request, route_model);
+    copy_prompt(s, request, limits->route_model);
     s->entry.record = &s->completion.record;
     *sequence_out = s;
     return WB_OK;
@@ -117,6 +135,7 @@ void wb_sequence_free(wb_sequence *s) {
     if (!s) return;
     free(s->spans);
     free(s->mask_ids);
+    free(s->cells.positions);
     free(s);
 }
 
@@ -193,6 +212,16 @@ void wb_sequence_append(wb_sequence *s, const wb_sampled_token *sampled) {
     s->sampling_logprobs[i] = sampled->sampling_logprob;
 }
 
+/* The sizes say what exists; what is filed later overwrites what stands behind them. */
+void wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens) {
+    wb_record *record = &s->completion.record;
+    record->n_tokens = n_tokens;
+    s->n_fed = n_tokens - 1;
+    while (record->n_spans > 0 && s->spans[record->n_spans - 1].start >= s->n_fed) record->n_spans--;
+    if (record->n_spans > 0) s->spans[record->n_spans - 1].end = s->n_fed;
+    s->entry.n_proposed = 0;
+}
+
 /* A draft more than the request can still take would need a block that it has no room for. */
 void wb_sequence_propose(wb_sequence *s, uint32_t token) {
     s->tokens[wb_sequence_length(s) + s->entry.n_proposed++] = token;
@@ -214,6 +243,7 @@ void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
         record->mask_ids = s->mask_ids;
     }
     if (record->n_spans > 0) record->spans = s->spans;
+    if (s->cells.shape.columns > 0) record->indexer = wb_cells_return(&s->cells, s->routes_start);
     if (!s->return_routes || s->n_fed <= s->routes_start) return;
     s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start,
                                 s->rows + s->routes_start * s->row_bytes, NULL};

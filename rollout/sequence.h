@@ -1,15 +1,16 @@
 /* sequence.h - one request while the engine holds it: its growing record.
  *
- * Owns: tokens, logprobs, rows, spans; rows and spans are append-only. Refuses: when to feed (scheduler.c),
- * what a good request is (request.c). */
+ * Owns: tokens, logprobs, rows, spans; they are append-only, but for sampled tokens that are taken back with
+ * all that belongs to them. Refuses: when to feed (scheduler.c), what a good request is (request.c). */
 #ifndef WB_SEQUENCE_H
 #define WB_SEQUENCE_H
 
+#include "cells.h"
+#include "request.h"
 #include "sched_entry.h"
-#include "wb_rollout.h"
 
-/* The tokens [0, n_fed) have been fed at least once. The mark only grows, and rows and spans grow with it,
- * whereas entry.n_in_pool falls back to 0 at a preemption. */
+/* The tokens [0, n_fed) have been fed at least once. Rows and spans go with the mark, which grows, but for
+ * wb_sequence_take_back, whereas entry.n_in_pool falls back to 0 at a preemption. */
 typedef struct wb_sequence {
     wb_completion completion; /* first: the completion that poll hands out is the sequence itself */
     wb_sched_entry entry;     /* of the scheduler's line */
@@ -26,6 +27,7 @@ typedef struct wb_sequence {
      * fed again follows them. */
     uint8_t *rows;
     size_t row_bytes;
+    wb_cells cells; /* of the tokens [0, n_fed), where the caller asked for them */
     bool return_routes;
     uint32_t max_len, routes_start;
     wb_sample_params params; /* its uniform is set at each token */
@@ -46,10 +48,10 @@ static inline wb_sequence *wb_sequence_of(wb_sched_entry *entry) {
     return (wb_sequence *)(void *)((char *)entry - offsetof(wb_sequence, entry));
 }
 
-/* Copies `request`, which has been checked, with room for everything that it can grow to. max_blocks: KV
- * blocks that it can hold. */
-wb_status wb_sequence_create(const wb_request *request, int64_t vocab_size, const wb_route_model *route_model,
-                             int64_t max_blocks, wb_sequence **sequence_out);
+/* Copies `request`, which has been checked by `limits`, with room for everything that it can grow to.
+ * max_blocks: KV blocks that it can hold. */
+wb_status wb_sequence_create(const wb_request *request, const wb_request_limits *limits, int64_t max_blocks,
+                             wb_sequence **sequence_out);
 void wb_sequence_free(wb_sequence *sequence); /* NULL is a no-op */
 
 /* Makes room for a span of weight_version, so that feeds under it cannot fail. The first version needs no
@@ -93,6 +95,10 @@ typedef struct wb_sampled_token {
 
 /* Appends a token that was taken. */
 void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
+
+/* Takes back the sampled tokens behind the first `n_tokens`, at least the prompt's, with their logprobs and
+ * kept tokens, the rows and spans from token n_tokens - 1 on, and all drafts: that token is fed next. */
+void wb_sequence_take_back(wb_sequence *sequence, uint32_t n_tokens);
 
 /* Drafts that can come to something: the token behind them still is the request's. */
 static inline uint32_t wb_sequence_max_drafts(const wb_sequence *s) {

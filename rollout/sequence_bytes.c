@@ -12,7 +12,8 @@ typedef struct sequence_head {
     int64_t place;
     wb_sampling sampling;
     uint32_t sample, prompt_len, n_tokens, max_len, n_fed, n_rows, n_spans, n_kept, routes_start;
-    uint32_t n_stop, rid_bytes, expected_tokens, finish, return_routes, has_mask;
+    uint32_t n_stop, rid_bytes, expected_tokens, finish, return_routes, has_mask, return_indexer;
+    uint64_t n_cells, n_positions; /* of what indexers chose */
     int32_t home;
 } sequence_head;
 
@@ -21,7 +22,7 @@ typedef struct part {
     size_t bytes;
 } part;
 
-enum { N_PARTS = 7 };
+enum { N_PARTS = 10 };
 
 static size_t padded(size_t bytes) {
     return (bytes + 7) & ~(size_t)7;
@@ -36,6 +37,9 @@ static void parts_of(const wb_sequence *s, const sequence_head *head, part *part
                                  {s->mask_ends, head->has_mask ? n_new * sizeof *s->mask_ends : 0},
                                  {s->mask_ids, head->n_kept * sizeof *s->mask_ids},
                                  {s->spans, head->n_spans * sizeof *s->spans},
+                                 {s->cells.counts, head->n_cells * sizeof *s->cells.counts},
+                                 {s->cells.ends, head->n_cells * sizeof *s->cells.ends},
+                                 {s->cells.positions, head->n_positions * sizeof *s->cells.positions},
                                  {s->rows, head->n_rows * s->row_bytes}};
     memcpy(parts_out, parts, sizeof parts);
 }
@@ -83,6 +87,9 @@ static sequence_head head_of(const wb_sequence *s, bool with_rows) {
     head.finish = record->finish;
     head.return_routes = s->return_routes;
     head.has_mask = s->mask_ends != NULL;
+    head.return_indexer = s->cells.shape.columns > 0;
+    head.n_cells = (uint64_t)s->cells.n_rows * s->cells.shape.columns;
+    head.n_positions = wb_cells_n_positions(&s->cells);
     head.home = s->home;
     head.bytes = total_bytes(s, &head);
     return head;
@@ -122,19 +129,19 @@ static wb_request request_of(const sequence_head *head, const uint8_t *bytes) {
     request.return_routes = head->return_routes;
     request.routes_start = head->routes_start;
     request.return_sampling_mask = head->has_mask;
+    request.return_indexer = head->return_indexer;
     request.expected_tokens = head->expected_tokens;
     return request;
 }
 
-wb_status wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
-                                  const wb_route_model *route_model, int32_t block_size,
+wb_status wb_sequence_create_from(const uint8_t *bytes, size_t n, const wb_request_limits *limits,
                                   wb_sequence **sequence_out) {
     sequence_head head;
     memcpy(&head, bytes, sizeof head);
     const wb_request request = request_of(&head, bytes);
-    const int64_t max_blocks = wb_kv_blocks_for(block_size, (uint64_t)head.max_len - 1);
+    const int64_t max_blocks = wb_kv_blocks_for(limits->block_size, (uint64_t)head.max_len - 1);
     wb_sequence *s = NULL;
-    WB_TRY(wb_sequence_create(&request, vocab_size, route_model, max_blocks, &s));
+    WB_TRY(wb_sequence_create(&request, limits, max_blocks, &s));
     const wb_status status = wb_sequence_reserve_read(s, bytes, n);
     if (status != WB_OK) {
         wb_sequence_free(s);
@@ -169,5 +176,6 @@ wb_finish wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
     s->completion.record.n_tokens = head.n_tokens;
     s->completion.record.n_spans = head.n_spans;
     s->n_fed = head.n_fed;
+    if (head.return_indexer) s->cells.n_rows = head.n_fed;
     return (wb_finish)head.finish;
 }

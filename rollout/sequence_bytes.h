@@ -11,10 +11,9 @@ size_t wb_sequence_bytes(const wb_sequence *sequence, bool with_rows);
 /* Writes them at `to`, 8-byte aligned. */
 void wb_sequence_write(const wb_sequence *sequence, bool with_rows, uint8_t *to);
 
-/* The sequence that was written as `bytes` [n], 8-byte aligned, with room for all that it can grow to, for a
- * scheduler whose blocks hold block_size tokens. MISMATCH where they are not as long as they say. */
-wb_status wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
-                                  const wb_route_model *route_model, int32_t block_size,
+/* The sequence that was written as `bytes` [n], 8-byte aligned, with room for all that it can grow to, for
+ * the engine of these limits. MISMATCH where they are not as long as they say. */
+wb_status wb_sequence_create_from(const uint8_t *bytes, size_t n, const wb_request_limits *limits,
                                   wb_sequence **sequence_out);
 
 /* Makes room in `sequence`, from which the one that was written as `bytes` [n] was made, for what has

@@ -32,6 +32,14 @@ static wb_status check_weights(const wb_step_word *words, int n_ranks) {
     return WB_OK;
 }
 
+static wb_status check_option(int rank, const char *name, uint64_t found, uint64_t of_rank_0) {
+    if (found == of_rank_0) return WB_OK;
+    return wb_fail(WB_PEER,
+                   "engine step: rank %d has %s %" PRIu64 ", rank 0 %" PRIu64
+                   ": expected the same on all ranks",
+                   rank, name, found, of_rank_0);
+}
+
 /* Ranks wait for each other in each step, so that one's larger steps were all ranks' longer ones. */
 static wb_status check_sizes(const wb_step_word *words, int n_ranks) {
     for (int r = 1; r < n_ranks; r++)
@@ -49,12 +57,10 @@ static wb_status check_sizes(const wb_step_word *words, int n_ranks) {
                            "engine step: rank %d has %" PRIu64 " drafts of MTP layers, rank 0 %" PRIu64
                            ": expected the same max_drafts on all ranks",
                            r, words[r].mtp_drafts, words[0].mtp_drafts);
-    for (int r = 1; r < n_ranks; r++)
-        if (words[r].lending != words[0].lending)
-            return wb_fail(WB_PEER,
-                           "engine step: rank %d has lend_requests %" PRIu64 ", rank 0 %" PRIu64
-                           ": expected the same on all ranks",
-                           r, words[r].lending, words[0].lending);
+    for (int r = 1; r < n_ranks; r++) {
+        WB_TRY(check_option(r, "lend_requests", words[r].lending, words[0].lending));
+        WB_TRY(check_option(r, "indexer", words[r].indexer, words[0].indexer));
+    }
     return WB_OK;
 }
 

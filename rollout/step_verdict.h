@@ -14,7 +14,8 @@ typedef struct wb_step_word {
     uint64_t mtp_drafts; /* max_drafts where MTP layers guess, and are fed behind each step; else 0 */
     /* Once the step has been committed: unfinished requests, and those of them that decode next. */
     uint64_t work_left, decodes;
-    uint64_t pauses; /* 1: this rank asks that the next step feeds nothing */
+    uint64_t pauses;  /* 1: this rank asks that the next step feeds nothing */
+    uint64_t indexer; /* 1: its requests may ask for what indexers chose */
     /* What travels before the next step (lending.h), 0 where nothing does: whether ranks lend; then, once
      * the step has been committed, all that this rank's line holds, requests that it could lend, and how
      * many more could run where nobody waits; letters that it has; and its KV pool. */

@@ -51,7 +51,10 @@ typedef struct wb_engine_options {
      * what it returns does not depend on it. A request that another rank runs takes host memory there too,
      * beyond that one's limits, and steps in which requests travel allocate. On all ranks or on none. */
     bool lend_requests;
-    uint8_t reserved[1]; /* zero */
+    /* Default false. True: requests may ask for what the model's indexers chose (return_indexer), for which
+     * there is memory then, in a model that has indexers: indexer_k numbers of 4 bytes for each indexer and
+     * token of a step, on the device and on the host. The same on all ranks. */
+    bool indexer;
     /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
      * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
      * same on all ranks. */
@@ -62,10 +65,9 @@ typedef struct wb_engine_options {
      * the same on all ranks then. Else guesses are of the request's text. What is returned does not depend
      * on it: tokens are drawn as without drafts, and rows of drafts that were wrong are in no record. 0, the
      * default: none. Where layers keep state of a fixed size, which cannot take a token back, a state is
-     * copied for it, and after a wrong guess the right ones before it are fed again. There what is returned
-     * may depend on max_drafts in one case: weights are set after a wrong guess and before its request's next
-     * step, without recompute_keys. What is fed again is then fed by the new weights, where without drafts
-     * the state of the old ones would stay. */
+     * copied for it, and after a wrong guess the right ones before it are fed again by the next step. If
+     * weights are set in between, without recompute_keys, the tokens that were drawn behind the state are
+     * taken back and drawn again by the new weights. */
     int32_t max_drafts;
     /* States of a fixed size, where layers keep such, beyond one for each request that runs: for snapshots of
      * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */
@@ -123,7 +125,15 @@ typedef struct wb_request {
      * system counts it all the same, a top_k beside top_p makes it small. It makes a step's copy small too,
      * which brings the room of each token that is sampled, used or not: 4 bytes * kept. */
     bool return_sampling_mask;
-    uint8_t reserved[3]; /* zero */
+    /* Default false. True: the record says what the model's indexers chose for each token, from routes_start
+     * on, for a trainer that is to look at the same; the engine's option `indexer` is to be set. Tokens that
+     * are fed again look at what they looked at before. Its price: a step's copy is larger by what all its
+     * tokens chose. Room is made at submit: 12 bytes for each indexer and token, and 4 * indexer_k bytes more
+     * behind the first tokens, whose choice is all that there is; what is not used of it is address space
+     * only. Known blocks of a prefix cache have no choices: the request takes over none that ends behind
+     * these first tokens, rate * (indexer_k + 1) - 1 of them with an entry for each `rate` tokens. */
+    bool return_indexer;
+    uint8_t reserved[2]; /* zero */
     /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or
      * later where it is negative; default 0. So nothing starves: a request is overtaken by what is submitted
      * within a bounded number of steps after it, and by nothing once it runs. */
@@ -136,7 +146,8 @@ typedef struct wb_request {
      * and then `tokens`, of which there may be none. What it was fed, up to the end of its last span, it
      * has rows for, in one run or in several: it follows them, under whatever weights, and its spans stay.
      * With routes_start at its number of tokens less one, what is returned begins with the row of its last
-     * token. It is taken at its word: with a prefix cache, others may come to share its rows. */
+     * token; who goes on from that once more puts the runs of both records into one. It is taken at its word:
+     * with a prefix cache, others may come to share its rows. */
     const wb_record *continues;
 } wb_request;
 
@@ -172,8 +183,9 @@ WB_API wb_status wb_engine_submit(wb_engine *engine, const wb_request *request);
 WB_API wb_status wb_engine_step(wb_engine *engine, bool *busy_out);
 
 /* A finished request. `record` (tokens, logprobs at temperature 1, sampling with sampling_logprobs, spans,
- * rows, finish reason) is complete: N - 1 rows from routes_start on. Greedy requests (temperature 0) sample
- * from a point mass: sampling_logprobs are 0 and each mask is the token alone. Owner: the completion. */
+ * rows, finish reason) is complete: N - 1 rows from routes_start on; of an aborted request as many as its
+ * spans say. Greedy requests (temperature 0) sample from a point mass: sampling_logprobs are 0 and each mask
+ * is the token alone. Owner: the completion. */
 typedef struct wb_completion {
     wb_record record;
 } wb_completion;
@@ -206,7 +218,8 @@ WB_API void wb_engine_pause(wb_engine *engine);
 WB_API void wb_engine_resume(wb_engine *engine);
 
 typedef struct wb_engine_stats {
-    uint64_t steps, prefill_tokens, decode_tokens, preemptions; /* since open, of this rank */
+    /* Since open, of this rank. Tokens that were taken back (max_drafts) count as often as they were fed. */
+    uint64_t steps, prefill_tokens, decode_tokens, preemptions;
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
      * their share of taken_over_tokens + prefill_tokens. */
     uint64_t taken_over_tokens;

@@ -4,8 +4,10 @@
 # there. Ends with a table of figures, each beside its floor and its peer where it has one, and with what was skipped and why.
 # Goes on after a failure; exits with 1 if there was one.
 #
-# usage: tests/gpu.sh [BUILD]
+# usage: tests/gpu.sh [BUILD [PART...]]
 #     BUILD: a build with CUDA and tests, perhaps made elsewhere and carried here; without it one is made in build-gpu.
+#     PART: only these of tests, sanitizers, oracles, grpo, exchange, benchmarks, peers; without one all. The table shows what
+#     the parts measured.
 #     WB_GPU_SECONDS: the limit of each step, 300 by default. A step of compute-sanitizer or of a peer that is not done by
 #     then is skipped, any other has failed.
 set -uo pipefail
@@ -14,6 +16,7 @@ case ${1:-} in
 esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 build=${1:-$root/build-gpu}
+parts=${*:2}
 limit=${WB_GPU_SECONDS:-300}
 failed=() skipped=()
 work=$(mktemp -d)
@@ -57,19 +60,35 @@ step_of() {
     step "$name" "$program" "${@:3}"
 }
 
-# ---- tests ----
-for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
-    [ -x "$program" ] && step "$(basename "$program")" "$program"
+# wanted PART: whether it was asked for.
+wanted() {
+    case " ${parts:-$1} " in *" $1 "*) ;; *) return 1 ;; esac
+}
+for part in $parts; do
+    case $part in
+    tests | sanitizers | oracles | grpo | exchange | benchmarks | peers) ;;
+    *) echo "tests/gpu.sh: part '$part': expected tests, sanitizers, oracles, grpo, exchange, benchmarks or peers" && exit 2 ;;
+    esac
 done
-torch=$(python3 -c 'import torch; torch.zeros(1).cuda(); print(torch.__version__)' 2>/dev/null)
-if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
-    step test_torch env PYTHONPATH="$build/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/test_torch.py"
-else
-    skipped+=("test_torch: needs a Python package in the build and a torch that sees the GPU")
-fi
-if command -v compute-sanitizer >/dev/null; then
+# every_test: the tests of the CUDA backend, of the engine and of the trainer on one GPU or more.
+every_test() {
+    local program
+    for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
+        [ -x "$program" ] && step "$(basename "$program")" "$program"
+    done
+    step_of schedules schedules --device cuda --count 100
+    if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
+        step test_torch env PYTHONPATH="$build/python" PYTHONDONTWRITEBYTECODE=1 python3 "$root/tests/python/test_torch.py"
+    else
+        skipped+=("test_torch: needs a Python package in the build and a torch that sees the GPU")
+    fi
+}
+# sanitized: the tests of kernels under compute-sanitizer.
+sanitized() {
+    local tool test program tests quiet size
+    command -v compute-sanitizer >/dev/null || { skipped+=("compute-sanitizer: not installed") && return; }
     for tool in memcheck racecheck; do
-        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
+        tests=(test_products_cuda test_router_cuda test_plan_cuda test_sampling_cuda test_ops_cuda test_ops_bf16 test_ops_fused test_ops_recurrent test_ops_entries test_attention_cuda)
         for test in "${tests[@]}"; do
             program=$(built "$test")
             # A stream of another GPU is refused by what CUDA says of it: that is no error of this library.
@@ -79,15 +98,21 @@ if command -v compute-sanitizer >/dev/null; then
             [ -n "$program" ] && step "$tool-$test" compute-sanitizer --tool $tool "${quiet[@]}" --error-exitcode 1 "$program" 1 "${size[@]}"
         done
     done
-else
-    skipped+=("compute-sanitizer: not installed")
-fi
-for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta.json; do
-    folder=$(dirname "$meta")
-    for dtype in f32 bf16; do
-        step_of "hf_oracle-$dtype-$(basename "$folder")" hf_oracle --device cuda --dtype $dtype "$folder"
+}
+# oracles: every golden directory of transformers' results.
+oracles() {
+    local meta folder dtype
+    for meta in "$root"/tests/golden/*/meta.json "$root"/tests/golden/oracles/*/meta.json; do
+        folder=$(dirname "$meta")
+        for dtype in f32 bf16; do
+            step_of "hf_oracle-$dtype-$(basename "$folder")" hf_oracle --device cuda --dtype $dtype "$folder"
+        done
     done
-done
+}
+torch=$(python3 -c 'import torch; torch.zeros(1).cuda(); print(torch.__version__)' 2>/dev/null)
+if wanted tests; then every_test; fi
+if wanted sanitizers; then sanitized; fi
+if wanted oracles; then oracles; fi
 
 # survives PROGRAM: it kills one of two ranks, and the other ends in bounded time with a message that names it.
 survives() {
@@ -95,17 +120,17 @@ survives() {
     timeout 60 "${mpi[@]}" --enable-recovery -n 2 "$(built "$1")" 5 killed >"$log" 2>&1 || true
     if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
 }
-# Mailboxes need no NCCL; ranks beyond the GPUs share them.
-mailboxes=$(built mpi_mailbox_cuda)
-if [ -n "$mailboxes" ]; then
+# mailboxes: they need no NCCL; ranks beyond the GPUs share them.
+mailboxes() {
+    local ranks program
+    program=$(built mpi_mailbox_cuda)
+    [ -n "$program" ] || { skipped+=("mpi_mailbox_cuda: was not built, it needs MPI") && return; }
     for ranks in 2 3; do
-        step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$mailboxes"
+        step mpi_mailbox_cuda-$ranks "${mpi[@]}" -n $ranks "$program"
         step mpi_shared_memory_cuda-$ranks "${mpi[@]}" -n $ranks "$(built mpi_shared_memory_cuda)"
     done
     [ "$gpus" -lt 2 ] || survives mpi_mailbox_cuda
-else
-    skipped+=("mpi_mailbox_cuda: was not built, it needs MPI")
-fi
+}
 
 # ---- GRPO ----
 grpo=$(built waybill-grpo) waybill=$(built waybill)
@@ -114,8 +139,13 @@ train() {
     local name=$1 run=("${mpi[@]}" -n "$2" "$grpo" --device cuda --quiet) out=$work/out-$1
     step "grpo-base-$name" "${run[@]}" --make-base "$work/base-$name" --warmup-steps 40 || return
     step "grpo-$name" "${run[@]}" --model "$work/base-$name" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:3}" || return
-    grep -E '^reward|^data plane|^experts moved' "$work/grpo-$name"
+    grep -E '^reward|^data plane|^experts moved|^KL|^tokens routed' "$work/grpo-$name"
     [ -n "$waybill" ] && step "verify-$name" "$waybill" verify "$out/dump"
+}
+# rises NAME: the reward at the end of a run is above that at its beginning.
+rises() {
+    awk '/^reward/ { found = $NF > $(NF - 1) } END { exit !found }' "$work/grpo-$1" 2>/dev/null && return
+    failed+=("grpo-$1: expected a reward that rises, found: $(grep '^reward' "$work/grpo-$1" 2>/dev/null || echo none)")
 }
 # exact NAME: in a run in bf16 each step's first forward had the log-probabilities and the experts of the rollout, bit for bit.
 exact() {
@@ -133,77 +163,79 @@ moving() {
     grep -q '^experts moved [1-9]' "$work/grpo-wide" || failed+=("grpo-wide: expected experts that move, found none")
     exact wide
 }
-if [ -z "$grpo" ]; then
-    skipped+=("GRPO: waybill-grpo was not built")
-else
-    train one-f32 1
+trainings() {
+    [ -n "$grpo" ] || { skipped+=("GRPO: waybill-grpo was not built") && return; }
+    train one-f32 1 && rises one-f32
     train one-bf16 1 --dtype bf16 && exact one-bf16
-    if [ "$gpus" -ge 2 ]; then
-        train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5
-        train two-bf16 2 --dtype bf16 && exact two-bf16
-        moving
+    [ "$gpus" -ge 2 ] || { skipped+=("GRPO on 2 GPUs: this machine has $gpus") && return; }
+    train two-live 2 --eplb live --redundant-experts 8 --rebalance-every 5 --compare-every 4 && rises two-live
+    train two-bf16 2 --dtype bf16 && exact two-bf16
+    moving
+}
+if wanted grpo; then trainings; fi
+
+# ---- between two GPUs ----
+exchange() {
+    mailboxes
+    if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
+        step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
+        survives mpi_exchange_nccl
+        step bench_decode_2 "${mpi[@]}" -n 2 "$(built bench_decode_mpi)" 8
+        step bench_rebalance "${mpi[@]}" -n 2 "$(built bench_rebalance_mpi)" 4 cuda
+        step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
     else
-        skipped+=("GRPO on 2 GPUs: this machine has $gpus")
+        skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
     fi
-fi
-if [ "$gpus" -ge 2 ] && [ -n "$(built mpi_exchange_nccl)" ]; then
-    step mpi_exchange_nccl "${mpi[@]}" -n 2 "$(built mpi_exchange_nccl)"
-    survives mpi_exchange_nccl
-    step bench_decode_2 "${mpi[@]}" -n 2 "$(built bench_decode_mpi)" 8
-    step bench_rebalance "${mpi[@]}" -n 2 "$(built bench_rebalance_mpi)" 4 cuda
-    step bench_exchange_nccl "${mpi[@]}" -n 2 "$(built bench_exchange_nccl_mpi)"
-else
-    skipped+=("NCCL: needs two GPUs and a build with NCCL, found $gpus GPUs")
-fi
-if [ "$gpus" -ge 2 ] && [ -n "$(built bench_mailbox_mpi)" ]; then
-    step bench_mailbox "${mpi[@]}" -n 2 "$(built bench_mailbox_mpi)"
-else
-    skipped+=("bench_mailbox: needs two GPUs and a build with MPI, found $gpus GPUs")
-fi
+    if [ "$gpus" -ge 2 ] && [ -n "$(built bench_mailbox_mpi)" ]; then
+        step bench_mailbox "${mpi[@]}" -n 2 "$(built bench_mailbox_mpi)"
+    else
+        skipped+=("bench_mailbox: needs two GPUs and a build with MPI, found $gpus GPUs")
+    fi
+}
+if wanted exchange; then exchange; fi
 
 # ---- benchmarks ----
-step_of bench_router bench_router_cuda
-step_of bench_sampling bench_sampling_cuda
+# All layers, as many requests as fit.
+batches=(64 128)
+[ "$gib" -lt 120 ] || batches+=(256)
 # Tokens, hidden width, experts' width, experts, choices: of Qwen3-30B-A3B twice, OLMoE, a small one, DeepSeek-V3.
 layers=("16384 2048 768 128 8" "32768 2048 768 128 8" "16384 2048 1024 64 8" "4096 1024 512 32 4")
-if [ "$gib" -ge 120 ]; then
-    layers+=("16384 7168 2048 256 8")
-else
-    skipped+=("a layer of DeepSeek-V3's sizes: needs 100 GiB, this GPU has $gib")
-fi
-for sizes in "${layers[@]}"; do
-    # shellcheck disable=SC2086 # five arguments
-    step_of "bench_layer-${sizes// /-}" bench_layer_cuda $sizes
-done
-step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
-step_of bench_attention bench_attention_cuda
-step_of bench_products bench_products_cuda
-step_of bench_train bench_train_cuda 8 16384 1
-if [ "$gpus" -ge 2 ]; then
-    step_of bench_train-2 bench_train_cuda 8 16384 2
-else
-    skipped+=("bench_train on 2 GPUs: this machine has $gpus")
-fi
-# All layers, as many requests as fit.
-step_of bench_engine bench_engine_cuda 8
-batches=(64 128)
-if [ "$gib" -ge 120 ]; then
-    batches+=(256)
-else
-    skipped+=("decoding of 48 layers, batch 256: needs 120 GiB, this GPU has $gib")
-fi
-step_of bench_engine-48 bench_engine_cuda 48 "${batches[@]}"
-if [ -n "$torch" ]; then
-    step peers python3 "$root/tests/bench/peers_cuda.py"
-    if python3 -c 'import transformers' 2>/dev/null; then
-        step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
-        step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 "${batches[@]}"
+[ "$gib" -lt 120 ] || layers+=("16384 7168 2048 256 8")
+benchmarks() {
+    local sizes
+    step_of bench_router bench_router_cuda
+    step_of bench_sampling bench_sampling_cuda
+    [ "$gib" -ge 120 ] || skipped+=("a layer of DeepSeek-V3's sizes: needs 100 GiB, this GPU has $gib")
+    for sizes in "${layers[@]}"; do
+        # shellcheck disable=SC2086 # five arguments
+        step_of "bench_layer-${sizes// /-}" bench_layer_cuda $sizes
+    done
+    step_of bench_layer-zipf bench_layer_cuda 16384 2048 768 128 8 0.7
+    step_of bench_attention bench_attention_cuda
+    step_of bench_products bench_products_cuda
+    step_of bench_recurrent bench_recurrent_cuda
+    step_of bench_entries bench_entries_cuda
+    step_of bench_train bench_train_cuda 8 16384 1
+    if [ "$gpus" -ge 2 ]; then
+        step_of bench_train-2 bench_train_cuda 8 16384 2
     else
-        skipped+=("peers of layers and whole models: python3 has no transformers")
+        skipped+=("bench_train on 2 GPUs: this machine has $gpus")
     fi
-else
-    skipped+=("peers: python3 has no torch that sees the GPU")
-fi
+    step_of bench_engine bench_engine_cuda 8
+    [ "$gib" -ge 120 ] || skipped+=("decoding of 48 layers, batch 256: needs 120 GiB, this GPU has $gib")
+    step_of bench_engine-48 bench_engine_cuda 48 "${batches[@]}"
+}
+peers() {
+    [ -n "$torch" ] || { skipped+=("peers: python3 has no torch that sees the GPU") && return; }
+    step peers python3 "$root/tests/bench/peers_cuda.py"
+    python3 -c 'import transformers' 2>/dev/null ||
+        { skipped+=("peers of layers and whole models: python3 has no transformers") && return; }
+    step peers-train python3 "$root/tests/bench/peer_model_cuda.py" train 8
+    step peers-delta python3 "$root/tests/bench/delta_peer_cuda.py"
+    step peers-generate python3 "$root/tests/bench/peer_model_cuda.py" generate 48 "${batches[@]}"
+}
+if wanted benchmarks; then benchmarks; fi
+if wanted peers; then peers; fi
 
 # ---- the table ----
 # figure LOG PATTERN FIELD: field FIELD, counted from the end, of the first line of a step that matches.
@@ -300,6 +332,10 @@ printf '\n%s, %s of them, %s GiB each; dense %s TFLOP/s, %s under load; copy %s 
 printf '| figure | here | floor | of it | beside | ratio |\n|---|---|---|---|---|---|\n'
 router topk "top-k" torch.topk "$(peer topk)"
 router moe_plan "moe_plan" "" ""
+line='^forward[+]back +softmax_norm +T +262144 E +128'
+us=$(figure bench_router "$line" 10)
+row "gate, forward and backward, T 262144, E 128, K 8" "$us" us "$(part "$us" "$(part "$(figure bench_router "$line" 4)" 0.01)")" \
+    "torch, eager" "$(peer gate)"
 line='^replay +softmax_norm +T +16384 E +128'
 native=$(figure bench_router "$line" 14)
 row "top-k, gate, plan of a replayed micro-batch" "$(figure bench_router "$line" 11)" us "" native "$native"
@@ -317,10 +353,31 @@ for what in forward backward; do
     row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch flash" "$(peer "flash $what")"
     row "attention $what, 4 x 4096" "$rate" TFLOP/s "$dense" "torch cuDNN" "$(peer "cudnn $what")"
 done
-for batch in 64 256; do
-    row "decode attention, batch $batch, context 8192" "$(figure bench_attention "^decode, batch +$batch, context +8192" 6)" GB/s \
-        "$copy" "" ""
+for context in 1024 8192; do
+    for batch in 64 256; do
+        row "decode attention, batch $batch, context $context" \
+            "$(figure bench_attention "^decode, batch +$batch, context +$context, window +0" 6)" GB/s "$copy" "" ""
+    done
 done
+# The floor is that of bytes or of f32 arithmetic, whichever is larger, as the benchmarks print it.
+for what in "delta prompts, 4 x 4096" "delta decode, 256 sequences" "delta training backward, 4 x 4096"; do
+    row "$what" "$(figure bench_recurrent "^$what" 12)" ms "$(figure bench_recurrent "^$what" 9)" "torch, chunked or a step" "$(peer "$what" peers-delta)"
+done
+for what in prompt "decode of 64" backward; do
+    for ratio in 4 128; do
+        line="^entry attention $what, entries of $ratio "
+        row "entry attention, $what, entries of $ratio" "$(figure bench_entries "$line" 12)" ms "$(figure bench_entries "$line" 9)" "" ""
+    done
+done
+for window in 128 4096; do
+    row "attention forward, 1 x 32768, window $window" "$(figure bench_attention "^forward, 1 x 32768, window $window," 2)" TFLOP/s \
+        "$dense" "none" "$(figure bench_attention "^forward, 1 x 32768, window 0," 2)"
+done
+# Without tensor cores.
+row "latent attention, 128 heads, batch 64, context 8192" "$(figure bench_attention "^latent, 128 heads, batch 64, context 8192" 4)" GB/s \
+    "$copy" "" ""
+row "latent attention, 128 heads, forward of 2048" "$(figure bench_attention "^latent, 128 heads, batch +1, context 2048" 6)" TFLOP/s \
+    "$dense" "" ""
 # What it costs that a row's bits do not depend on the number of rows: at 1 and below it costs nothing.
 for rows in 64 256 2048 16384; do
     for shape in "5120 2048" "2048 4096" "151936 2048"; do

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The engine for a long time: every path at once on two ranks with small pools, half of the time under AddressSanitizer and
-# UndefinedBehaviorSanitizer, half of it with memory that is refused now and then (soak.c); then 10,000 random schedules.
+# The engine for a long time: every path at once on two ranks with small pools and with memory that is refused now and then
+# (soak.c), half of the time under AddressSanitizer and UndefinedBehaviorSanitizer; then 10,000 random schedules.
 # usage: tests/soak.sh [SECONDS [SEED]]          600 seconds; a seed by the clock, which is printed
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -14,10 +14,6 @@ void wb_hooks_options_init(wb_hooks_options *options_out, size_t size) {
 }
 
 static wb_status check_model(const wb_route_model *model, const wb_router *router) {
-    if (model->layer_top_k)
-        return wb_fail(
-            WB_UNSUPPORTED,
-            "hooks: the model's MoE layers have different numbers of choices, and hooks one router");
     if (model->num_experts != (uint32_t)router->n_experts || model->top_k != (uint32_t)router->top_k)
         return wb_fail(WB_MISMATCH,
                        "hooks: router: expected %" PRIu32 " experts and top %" PRIu32
@@ -60,7 +56,7 @@ wb_status wb_hooks_open(const wb_hooks_options *options, wb_hooks **hooks_out) {
     h->options = o;
     h->workspace.device = o.device;
     h->dtype = wb_route_dtype((uint32_t)o.router.n_experts);
-    h->layer_bytes = (size_t)o.router.top_k * wb_dtype_size(h->dtype);
+    h->row_ids = model ? (int64_t)wb_route_row_ids(model) : 0;
     h->n_layers = model ? (int32_t)model->n_moe_layers : INT32_MAX;
     *hooks_out = h;
     return WB_OK;

@@ -11,9 +11,9 @@ static void order_as_planned(wb_hooks *h, const gate_call *c) {
     uint8_t *told = h->native_host.data;
     const uint8_t *planned = c->slice.ids;
     size_t row_bytes = (size_t)c->slice.stride * wb_dtype_size(h->dtype);
-    for (size_t t = 0; t < c->T; t++, told += h->layer_bytes, planned += row_bytes) {
-        if (wb_route_same_experts(planned, told, h->dtype, (uint32_t)h->options.router.top_k))
-            memcpy(told, planned, h->layer_bytes);
+    for (size_t t = 0; t < c->T; t++, told += c->layer_bytes, planned += row_bytes) {
+        if (wb_route_same_experts(planned, told, h->dtype, (uint32_t)c->router.top_k))
+            memcpy(told, planned, c->layer_bytes);
     }
 }
 
@@ -21,7 +21,7 @@ wb_status wb_hooks_dispatched(wb_hooks *h, int32_t micro_batch, int32_t layer, u
                               wb_ids ids) {
     gate_call c = {0};
     WB_TRY(wb_hooks_start_call(h, micro_batch, layer, row, T, "dispatched", &c));
-    WB_TRY(wb_hooks_check_ids(h, T, ids, "ids dispatched"));
+    WB_TRY(wb_hooks_check_ids(h, &c, ids, "ids dispatched"));
     if (h->mode == WB_REPLAY_OFF) return WB_OK;
     hooks_batch *batch;
     WB_TRY(wb_hooks_find_resident(h, &c, &batch));
@@ -34,6 +34,6 @@ wb_status wb_hooks_dispatched(wb_hooks *h, int32_t micro_batch, int32_t layer, u
     WB_TRY(wb_hooks_reserve(h, T));
     WB_TRY(wb_hooks_read_ids(h, &c, ids, "the dispatcher"));
     order_as_planned(h, &c);
-    int64_t K = h->options.router.top_k;
-    return wb_replay_store(h->options.replay, micro_batch, layer, row, c.T, h->native_host.data, K, NULL, 0);
+    return wb_replay_store(h->options.replay, micro_batch, layer, row, c.T, h->native_host.data,
+                           c.router.top_k, NULL, 0);
 }

@@ -11,7 +11,7 @@
 typedef struct hooks_batch {
     bool resident; /* the plan of this step lies on the device */
     uint32_t T;
-    wb_buffer ids, native;         /* device: [T][L][K] where rows go and would have gone */
+    wb_buffer ids, native;         /* device: [T] whole rows: where tokens go and would have gone */
     wb_buffer direction;           /* device: [L + 1][T] WB_ROW_*, of each layer and once all have chosen */
     wb_host_buffer direction_host; /* the same */
     wb_host_buffer noted;          /* [L][T] what calls of this step have done */
@@ -19,14 +19,15 @@ typedef struct hooks_batch {
 
 struct wb_hooks {
     wb_hooks_options options;
-    wb_dtype dtype;     /* of ids in the plan and in all buffers but the wide ones */
-    size_t layer_bytes; /* K ids */
-    int32_t n_layers;   /* L; INT32_MAX without a replay */
+    wb_dtype dtype;   /* of ids in the plan and in all buffers but the wide ones */
+    int64_t row_ids;  /* of all layers; 0 without a replay */
+    int32_t n_layers; /* L; INT32_MAX without a replay */
     bool in_step;
     bool refused;        /* the device has found something in this step */
     wb_replay_mode mode; /* of the step */
     wb_workspace workspace;
-    wb_buffer ids, native, wide, direction;          /* device: [T][K], [T][K], [T][K] u16, [T] WB_ROW_* */
+    /* Of one call, K being its layer's: device [T][K], [T][K], [T][K] u16, [T] WB_ROW_* */
+    wb_buffer ids, native, wide, direction;
     wb_host_buffer ids_host, native_host, wide_host; /* host: [T][K]; wide_host u16 */
     hooks_batch **batches;                           /* [n_batches] in use; each belongs to the workspace */
     size_t n_batches, made_batches, batch_capacity;
@@ -37,18 +38,20 @@ typedef struct gate_call {
     int32_t micro_batch, layer;
     uint32_t row, T;
     const float *logits; /* device [T][E] */
+    wb_router router;    /* with the layer's K */
+    size_t layer_bytes;  /* of K ids */
     wb_replay_slice slice;
 } gate_call;
 
-static inline wb_ids hooks_ids(const wb_hooks *h, const wb_buffer *buffer) {
-    return (wb_ids){buffer->data, h->dtype, h->options.router.top_k};
+static inline wb_ids hooks_ids(const wb_hooks *h, const gate_call *c, const wb_buffer *buffer) {
+    return (wb_ids){buffer->data, h->dtype, c->router.top_k};
 }
 
 /* What messages say of the rows of a call; nothing is looked at yet. */
-static inline wb_route_check wb_hooks_route_check(const wb_hooks *h, const gate_call *c) {
+static inline wb_route_check wb_hooks_route_check(const gate_call *c) {
     return (wb_route_check){.T = c->T,
-                            .top_k = h->options.router.top_k,
-                            .n_experts = h->options.router.n_experts,
+                            .top_k = c->router.top_k,
+                            .n_experts = c->router.n_experts,
                             .micro_batch = c->micro_batch,
                             .layer = c->layer,
                             .row = c->row};
@@ -86,8 +89,8 @@ wb_status wb_hooks_choose(wb_hooks *hooks, const gate_call *call, wb_ids table);
 
 /* ---- hooks_ids.c ------------------------------------------------------------------------------ */
 
-/* Whether the trainer's tensor can hold the ids of T rows. `name`: what messages call it. */
-wb_status wb_hooks_check_ids(const wb_hooks *hooks, int64_t T, wb_ids ids, const char *name);
+/* Whether the trainer's tensor can hold the ids of the call's rows. `name`: what messages call it. */
+wb_status wb_hooks_check_ids(const wb_hooks *hooks, const gate_call *call, wb_ids ids, const char *name);
 /* The trainer's ids into h->native_host, in the plan's dtype; INVALID_ARGUMENT for ids out of range. */
 wb_status wb_hooks_read_ids(wb_hooks *hooks, const gate_call *call, wb_ids from, const char *name);
 

@@ -26,16 +26,21 @@ wb_status wb_hooks_begin_batches(wb_hooks *h, int32_t n) {
     return WB_OK;
 }
 
-/* Ids from a row of a layer to the same layer of the next row: L * K. */
-static int64_t row_stride(const wb_hooks *h) {
-    return (int64_t)h->n_layers * h->options.router.top_k;
+static size_t row_bytes(const wb_hooks *h) {
+    return (size_t)h->row_ids * wb_dtype_size(h->dtype);
+}
+
+/* Bytes from the beginning of a route tensor to a row's ids in a layer. */
+static size_t byte_of(const wb_hooks *h, uint32_t row, int32_t layer) {
+    const size_t first = wb_route_layer_first(wb_replay_model(h->options.replay), (uint32_t)layer);
+    return row * row_bytes(h) + first * wb_dtype_size(h->dtype);
 }
 
 static wb_status reserve(wb_hooks *h, hooks_batch *b, uint32_t T) {
     wb_workspace *w = &h->workspace;
     const int64_t cells = (int64_t)h->n_layers * T;
-    WB_TRY(wb_reserve(w, &b->ids, cells, 1, h->layer_bytes));
-    WB_TRY(wb_reserve(w, &b->native, cells, 1, h->layer_bytes));
+    WB_TRY(wb_reserve(w, &b->ids, T, 1, row_bytes(h)));
+    WB_TRY(wb_reserve(w, &b->native, T, 1, row_bytes(h)));
     WB_TRY(wb_reserve(w, &b->direction, cells + T, 1, 1));
     WB_TRY(wb_reserve_host(w, &b->direction_host, cells + T, 1, "hooks: directions"));
     return wb_reserve_host(w, &b->noted, cells, 1, "hooks: rows seen");
@@ -68,7 +73,7 @@ static wb_status bring_plan(wb_hooks *h, int32_t index) {
     WB_TRY(reserve(h, b, T));
     WB_TRY(read_directions(h, index, T, b->direction_host.data));
     if (T > 0) {
-        WB_TRY(dev->to_device(dev, b->ids.data, all.ids, cells * h->layer_bytes));
+        WB_TRY(dev->to_device(dev, b->ids.data, all.ids, T * row_bytes(h)));
         WB_TRY(dev->to_device(dev, b->direction.data, b->direction_host.data, cells + T));
     }
     memset(b->noted.data, 0, cells);
@@ -109,8 +114,7 @@ wb_status wb_hooks_find_resident(wb_hooks *h, const gate_call *c, hooks_batch **
 
 /* The rows of a call in a route tensor of its micro-batch. */
 static wb_ids ids_at(const wb_hooks *h, const wb_buffer *tensor, const gate_call *c) {
-    const size_t first = c->row * (size_t)h->n_layers + (size_t)c->layer;
-    return (wb_ids){(char *)tensor->data + first * h->layer_bytes, h->dtype, row_stride(h)};
+    return (wb_ids){(char *)tensor->data + byte_of(h, c->row, c->layer), h->dtype, h->row_ids};
 }
 
 /* Directions of the call's rows: before they have chosen, or after it. */
@@ -124,7 +128,7 @@ static const uint8_t *directions_at(const wb_hooks *h, const hooks_batch *b, con
  * chosen. */
 static wb_status select_rows(wb_hooks *h, const hooks_batch *b, const gate_call *c) {
     wb_device *dev = h->options.device;
-    const wb_topk args = {.router = h->options.router,
+    const wb_topk args = {.router = c->router,
                           .T = c->T,
                           .logits = c->logits,
                           .bias = h->options.bias ? h->options.bias[c->layer] : NULL,
@@ -137,7 +141,7 @@ static wb_status select_rows(wb_hooks *h, const hooks_batch *b, const gate_call 
 /* Run by run of rows, for a recompute may come in other slices than the forward. */
 static wb_status select_new(wb_hooks *h, const hooks_batch *b, const gate_call *c) {
     const uint8_t *noted = noted_at(b, c);
-    const size_t E = (size_t)h->options.router.n_experts;
+    const size_t E = (size_t)c->router.n_experts;
     for (uint32_t begin = 0, end; begin < c->T; begin = end) {
         gate_call run = *c;
         for (end = begin + 1; end < c->T && ((noted[end] ^ noted[begin]) & SELECTED) == 0; end++) continue;
@@ -153,13 +157,13 @@ wb_status wb_hooks_resident_forward(wb_hooks *h, const hooks_batch *b, const gat
                                     float *weights_out) {
     wb_device *dev = h->options.device;
     const wb_ids planned = ids_at(h, &b->ids, c);
-    wb_route_check check = wb_hooks_route_check(h, c);
+    wb_route_check check = wb_hooks_route_check(c);
     check.weights = weights_out;
     WB_TRY(select_new(h, b, c));
-    WB_TRY(dev->gate_forward(dev, &h->options.router, c->T, c->logits, directions_at(h, b, c, true), planned,
+    WB_TRY(dev->gate_forward(dev, &c->router, c->T, c->logits, directions_at(h, b, c, true), planned,
                              weights_out));
     WB_TRY(dev->check_routes(dev, &check));
-    WB_TRY(dev->copy_ids(dev, c->T, h->options.router.top_k, planned, ids_out));
+    WB_TRY(dev->copy_ids(dev, c->T, c->router.top_k, planned, ids_out));
     for (uint32_t t = 0; t < c->T; t++) noted_at(b, c)[t] |= SELECTED;
     return WB_OK;
 }
@@ -184,13 +188,13 @@ wb_status wb_hooks_resident_backward(wb_hooks *h, const hooks_batch *b, const ga
                                      const float *dweights, float *dlogits_out) {
     wb_device *dev = h->options.device;
     WB_TRY(check_decided(b, c, "backward of"));
-    return dev->gate_backward(dev, &h->options.router, c->T, c->logits, directions_at(h, b, c, true),
+    return dev->gate_backward(dev, &c->router, c->T, c->logits, directions_at(h, b, c, true),
                               ids_at(h, &b->ids, c), dweights, dlogits_out);
 }
 
 wb_status wb_hooks_resident_dispatched(wb_hooks *h, const hooks_batch *b, const gate_call *c, wb_ids ids) {
     wb_device *dev = h->options.device;
-    wb_route_check check = wb_hooks_route_check(h, c);
+    wb_route_check check = wb_hooks_route_check(c);
     check.planned = ids_at(h, &b->ids, c);
     check.taken = ids;
     WB_TRY(check_decided(b, c, "dispatched"));
@@ -205,10 +209,10 @@ wb_status wb_hooks_resident_dispatched(wb_hooks *h, const hooks_batch *b, const 
 static wb_status tell_rows(wb_hooks *h, int32_t index, int32_t layer, uint32_t row, uint32_t rows,
                            int noted) {
     wb_replay *r = h->options.replay;
-    const size_t at = ((size_t)row * (size_t)h->n_layers + (size_t)layer) * h->layer_bytes;
+    const size_t at = byte_of(h, row, layer);
     const uint8_t *ids = (const uint8_t *)h->ids_host.data + at;
     const uint8_t *native = (const uint8_t *)h->native_host.data + at;
-    const int64_t stride = row_stride(h);
+    const int64_t stride = h->row_ids;
     if (noted & SELECTED) WB_TRY(wb_replay_choose(r, index, layer, row, rows, ids, stride, native, stride));
     if (noted & TOLD) WB_TRY(wb_replay_store(r, index, layer, row, rows, ids, stride, NULL, 0));
     return WB_OK;
@@ -227,11 +231,10 @@ static wb_status tell_layer(wb_hooks *h, int32_t index, int32_t layer) {
 static wb_status settle_batch(wb_hooks *h, int32_t index) {
     const hooks_batch *b = h->batches[index];
     wb_device *dev = h->options.device;
-    const size_t cells = (size_t)h->n_layers * b->T, bytes = cells * h->layer_bytes;
-    if (!b->resident || cells == 0) return WB_OK;
-    WB_TRY(wb_reserve_host(&h->workspace, &h->ids_host, (int64_t)cells, h->layer_bytes, "hooks: ids"));
-    WB_TRY(
-        wb_reserve_host(&h->workspace, &h->native_host, (int64_t)cells, h->layer_bytes, "hooks: native ids"));
+    const size_t bytes = b->T * row_bytes(h);
+    if (!b->resident || bytes == 0) return WB_OK;
+    WB_TRY(wb_reserve_host(&h->workspace, &h->ids_host, b->T, row_bytes(h), "hooks: ids"));
+    WB_TRY(wb_reserve_host(&h->workspace, &h->native_host, b->T, row_bytes(h), "hooks: native ids"));
     WB_TRY(dev->to_host(dev, h->ids_host.data, b->ids.data, bytes));
     WB_TRY(dev->to_host(dev, h->native_host.data, b->native.data, bytes));
     for (int32_t l = 0; l < h->n_layers; l++) WB_TRY(tell_layer(h, index, l));

@@ -37,7 +37,9 @@ typedef struct wb_hooks_options {
     /* Records and plan; borrowed. Reference, teacher and critic models get hooks of their own, OFF, with a
      * replay of their own or NULL (no metrics). */
     wb_replay *replay;
-    wb_router router;         /* the same for all layers; required */
+    /* The same for all layers; required. Where the replay's model has a K for each layer, top_k is the
+     * largest, and a layer's calls are of its own. Without a replay all layers have top_k. */
+    wb_router router;
     const float *const *bias; /* host [L] of device [E] selection biases, or NULL; borrowed */
 } wb_hooks_options;
 /* No device, no replay, no router, no bias. `size`: sizeof the caller's struct. */
@@ -63,9 +65,10 @@ WB_API wb_status wb_hooks_step_begin(wb_hooks *hooks, wb_replay_mode mode, int32
 /* Drops the open step on purpose (wb_replay_abort). Without one it does nothing. */
 WB_API void wb_hooks_step_abort(wb_hooks *hooks);
 
-/* Rows [row, row + T) of the micro-batch in MoE layer `layer`. logits: device [T, E] of this forward.
- * ids_out: device, [T] rows of K ids, dtype and stride as given; weights_out: device [T, K], zero for
- * padding rows. Forward and every recompute of it call this alike. ids_out may be u16 where u8 would do.
+/* Rows [row, row + T) of the micro-batch in MoE layer `layer`, K being the layer's. logits: device [T, E] of
+ * this forward. ids_out: device, [T] rows of K ids, dtype and stride as given; weights_out: device [T, K],
+ * zero for padding rows. Forward and every recompute of it call this alike. ids_out may be u16 where u8
+ * would do.
  * HASH: ids_out holds on entry what the trainer's table says of each row: the native choice. Under OFF
  * every row but padding goes where its logits say. INVALID_ARGUMENT outside of a step or plan; then no
  * output is written.

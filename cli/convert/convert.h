@@ -38,7 +38,7 @@ void convert_input_close(convert_input *input);
 enum { CONVERT_MAX_LAYERS = 1024 };
 typedef struct convert_model {
     wb_route_model routes;
-    uint32_t moe_layers[2 * CONVERT_MAX_LAYERS]; /* as of wb_routes_of_folder */
+    uint32_t moe_layers[3 * CONVERT_MAX_LAYERS]; /* as of wb_routes_of_folder */
     uint32_t vocab_size;
 } convert_model;
 wb_status convert_model_read(const char *dir, convert_model *model_out);

@@ -27,6 +27,17 @@ static bool skip(void *ctx, wb_status status) {
     return true;
 }
 
+static bool has_indexer(wb_dump *dump) {
+    const uint64_t n = wb_dump_model(dump)->n_indexer_layers > 0 ? wb_dump_get_info(dump).records : 0;
+    bool has = false;
+    for (uint64_t i = 0; i < n && !has; i++) {
+        wb_record record;
+        has = wb_dump_record(dump, i, &record) == WB_OK && record.indexer;
+        wb_dump_release(dump, i);
+    }
+    return has;
+}
+
 static wb_status write_all(wb_dump *dump, wb_export_layout layout, const convert_options *o, exporting *e) {
     wb_new_file file;
     bool is_direct = false;
@@ -48,6 +59,8 @@ int convert_export(const convert_options *options, const char *path) {
     int code = cli_open_dump(path, &dump);
     if (code != CLI_OK) return code;
     code = write_all(dump, layout, options, &e) == WB_OK ? CLI_OK : cli_fail();
+    if (code == CLI_OK && !wb_export_keeps_indexer(layout) && has_indexer(dump))
+        fprintf(stderr, "waybill: what indexers chose is left out: %s has no place for it\n", options->to);
     if (code == CLI_OK)
         fprintf(convert_says_to(options->output), "%" PRIu64 " records, %" PRIu64 " skipped\n",
                 wb_dump_get_info(dump).records - e.skipped, e.skipped);

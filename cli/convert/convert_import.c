@@ -62,6 +62,15 @@ static wb_status open_answers(const convert_options *o, const char *answers, con
     return WB_OK;
 }
 
+static void say_left_out(const convert_options *o, const importing *m) {
+    const uint64_t n = wb_import_indexers_left_out(m->import);
+    if (n == 0) return;
+    fprintf(stderr,
+            "waybill: what indexers chose in %" PRIu64
+            " requests is left out: by the config.json in %s the model has none\n",
+            n, o->model);
+}
+
 static wb_status import_all(const char *answers, convert_input *input, importing *m) {
     cli_progress progress = cli_progress_start();
     wb_status status = take_all(m, &progress, input);
@@ -81,6 +90,7 @@ int convert_import(const convert_options *options, const char *answers) {
     if (code == CLI_OK)
         code = cli_output_open(options->output, options->force, "convert", &model.routes, &m.out);
     if (code == CLI_OK && import_all(answers, &input, &m) != WB_OK) code = cli_fail();
+    if (code == CLI_OK) say_left_out(options, &m);
     if (code == CLI_OK) code = cli_output_commit(&m.out);
     cli_output_discard(&m.out);
     if (code == CLI_OK)

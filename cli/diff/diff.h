@@ -27,6 +27,12 @@ typedef struct diff_versions {
     diff_sums sums;
 } diff_versions;
 
+/* Of the choices of one indexer, in rows that both records have. */
+typedef struct diff_indexer {
+    uint64_t rows, same; /* the same positions */
+    double overlap;      /* sum of the shares of A's positions that are B's */
+} diff_indexer;
+
 /* KL(A || B) from the log-probabilities of the tokens that A sampled. */
 typedef struct diff_kl {
     uint64_t tokens, outside;
@@ -52,6 +58,12 @@ typedef struct diff {
     diff_versions *versions; /* [n_versions] ascending by A's version, then B's; owner: free() */
     size_t n_versions, versions_capacity, latest;
     diff_place first, first_token;
+    /* What indexers chose: rows in both, and in one of them; [n_indexers] of the layers that have one of
+     * their own. Of first_indexer rid, position and layer alone are set. */
+    uint64_t indexer_rows, indexer_only_a, indexer_only_b;
+    uint32_t n_indexers;
+    diff_indexer *indexers;
+    diff_place first_indexer;
     diff_kl kl, kl_sampling; /* at temperature 1; of the distributions that were sampled from */
     wb_owner memory;
 } diff;
@@ -59,6 +71,13 @@ typedef struct diff {
 /* Reads both dumps. A failure has been said; the caller closes what is there in any case. */
 int diff_compare(wb_dump *a, wb_dump *b, diff *diff_out);
 void diff_close(diff *d);
+
+/* ---- what indexers chose (diff_indexer.c) ------------------------------------------------------ */
+
+wb_status diff_open_indexers(diff *d);
+/* Of rows at positions [0, n), whose tokens are the same in both. */
+wb_status diff_compare_indexers(diff *d, const wb_record *a, const wb_record *b, uint32_t n);
+uint32_t diff_indexer_layer(const diff *d, uint32_t column); /* the model's layer */
 
 /* ---- figures of the sums (diff_report.c) -------------------------------------------------------- */
 

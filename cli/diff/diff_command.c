@@ -38,8 +38,10 @@ const cli_command cli_diff = {
         "Matches the records of the dumps A and B by request id and their rows by position, as far as the "
         "tokens are the same: the share of A's choices that are B's too (overlap@K), by MoE layer, by "
         "position and by the weight versions that the tokens were fed under; rows of the same experts in "
-        "any order and in the same order (exact); the first difference; KL(A || B) from the "
-        "log-probabilities of the sampled tokens. A difference is no fault: the exit status is 0.",
+        "any order and in the same order (exact); the first difference; what indexers chose, where it is "
+        "recorded, "
+        "by layer; KL(A || B) from the log-probabilities of the sampled tokens. A difference is no fault: "
+        "the exit status is 0.",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(diff_options),

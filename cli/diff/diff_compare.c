@@ -182,6 +182,7 @@ static wb_status compare_records(diff *d, const wb_record *a, const wb_record *b
         d->rows_not_compared += rows_from(d->model, a, n) + rows_from(d->model, b, n);
     }
     compare_logprobs(d, a, b, n);
+    WB_TRY(diff_compare_indexers(d, a, b, n));
     return compare_rows(d, a, b, n);
 }
 
@@ -210,6 +211,7 @@ static wb_status compare_dumps(wb_dump *a, wb_dump *b, diff *d, cli_progress *pr
     if (wb_route_model_match(d->model, wb_dump_model(b)) != WB_OK)
         return wb_fail_context(WB_MISMATCH, "A and B are of different models");
     WB_TRY(WB_OWN(&d->memory, d->layers, d->model->n_moe_layers, "sums of layers"));
+    WB_TRY(diff_open_indexers(d));
     for (uint64_t i = 0; i < n; i++) {
         WB_TRY(compare_pair(d, a, i, b));
         cli_progress_records(progress, i + 1, n, 0);

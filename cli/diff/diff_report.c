@@ -87,6 +87,36 @@ static void print_versions(const diff *d) {
     }
 }
 
+/* Nothing where neither dump says what indexers chose. */
+static void print_indexers(const diff *d) {
+    if (d->indexer_rows + d->indexer_only_a + d->indexer_only_b == 0) return;
+    printf("\nindexers  %" PRIu64 " rows in both, %" PRIu64 " only in A, %" PRIu64 " only in B\n",
+           d->indexer_rows, d->indexer_only_a, d->indexer_only_b);
+    if (d->first_indexer.rid)
+        printf("first other choice  record %s, position %" PRIu32 ", layer %" PRIu32 "\n",
+               d->first_indexer.rid, d->first_indexer.position, d->first_indexer.layer);
+    printf("%6s %12s %11s %10s\n", "layer", "rows", "overlap@K", "same set");
+    for (uint32_t s = 0; s < d->n_indexers; s++)
+        printf("%6" PRIu32 " %12" PRIu64 " %11.6f %9.4f%%\n", diff_indexer_layer(d, s), d->indexers[s].rows,
+               diff_mean(d->indexers[s].overlap, d->indexers[s].rows),
+               100 * diff_share(d->indexers[s].same, d->indexers[s].rows));
+}
+
+static void print_routes(const diff *d) {
+    print_head("layer", "rows");
+    for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
+        printf("%6" PRIu32, d->model->moe_layers[l]);
+        print_sums(&d->layers[l], wb_route_layer_k(d->model, l));
+    }
+    print_head("positions", "rows");
+    for (int b = 0; b < DIFF_N_BUCKETS; b++) {
+        if (d->buckets[b].rows == 0) continue;
+        printf("%11" PRIu64 "..%10" PRIu64, diff_bucket_from(b), diff_bucket_from(b + 1) - 1);
+        print_sums(&d->buckets[b], diff_row_width(d));
+    }
+    print_versions(d);
+}
+
 void diff_print_tables(const diff *d) {
     printf("records  %" PRIu64 " in both, %" PRIu64 " only in A, %" PRIu64 " only in B; %" PRIu64
            " have the same tokens\n",
@@ -100,19 +130,8 @@ void diff_print_tables(const diff *d) {
     print_kl("KL(A || B)                        ", &d->kl);
     print_kl("KL of the distributions sampled from", &d->kl_sampling);
     print_first(d);
-    if (d->all.rows == 0) return;
-    print_head("layer", "rows");
-    for (uint32_t l = 0; l < d->model->n_moe_layers; l++) {
-        printf("%6" PRIu32, d->model->moe_layers[l]);
-        print_sums(&d->layers[l], wb_route_layer_k(d->model, l));
-    }
-    print_head("positions", "rows");
-    for (int b = 0; b < DIFF_N_BUCKETS; b++) {
-        if (d->buckets[b].rows == 0) continue;
-        printf("%11" PRIu64 "..%10" PRIu64, diff_bucket_from(b), diff_bucket_from(b + 1) - 1);
-        print_sums(&d->buckets[b], diff_row_width(d));
-    }
-    print_versions(d);
+    if (d->all.rows > 0) print_routes(d);
+    print_indexers(d);
 }
 
 /* ---- JSON --------------------------------------------------------------------------------------- */
@@ -202,6 +221,32 @@ static void json_tables(const diff *d) {
     printf("]");
 }
 
+/* For a model that has indexers. */
+static void json_indexers(const diff *d) {
+    if (d->n_indexers == 0) return;
+    printf(",\"indexers\":{\"rows\":%" PRIu64 ",\"rows_only_a\":%" PRIu64 ",\"rows_only_b\":%" PRIu64
+           ",\"first_difference\":",
+           d->indexer_rows, d->indexer_only_a, d->indexer_only_b);
+    if (d->first_indexer.rid) {
+        printf("{\"rid\":");
+        json_text(d->first_indexer.rid);
+        printf(",\"position\":%" PRIu32 ",\"layer\":%" PRIu32 "}", d->first_indexer.position,
+               d->first_indexer.layer);
+    } else {
+        printf("null");
+    }
+    printf(",\"layers\":[");
+    for (uint32_t s = 0; s < d->n_indexers; s++) {
+        const diff_indexer *sums = &d->indexers[s];
+        printf("%s{\"layer\":%" PRIu32 ",\"rows\":%" PRIu64, s ? "," : "", diff_indexer_layer(d, s),
+               sums->rows);
+        json_pair("overlap", diff_mean(sums->overlap, sums->rows));
+        json_pair("same", diff_share(sums->same, sums->rows));
+        printf("}");
+    }
+    printf("]}");
+}
+
 void diff_print_json(const diff *d) {
     printf("{\"records\":{\"both\":%" PRIu64 ",\"only_a\":%" PRIu64 ",\"only_b\":%" PRIu64
            ",\"same_tokens\":%" PRIu64 "},\"rows_only_a\":%" PRIu64 ",\"rows_only_b\":%" PRIu64
@@ -213,5 +258,6 @@ void diff_print_json(const diff *d) {
     json_kl("kl_sampling", &d->kl_sampling);
     json_first(d);
     json_tables(d);
+    json_indexers(d);
     printf("}\n");
 }

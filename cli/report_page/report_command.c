@@ -2,6 +2,7 @@
 #include "command.h"
 #include "report_page/page_balance.h"
 #include "report_page/page_drift.h"
+#include "report_page/page_indexer.h"
 #include "report_page/page_load.h"
 #include "report_page/page_metrics.h"
 #include "report_page/page_mismatch.h"
@@ -118,6 +119,7 @@ static void print_contents(FILE *out, const report *r) {
     print_link(out, true, "load", "Load of the experts");
     print_link(out, r->balance.n_points > 0, "balance", "Balancedness");
     print_link(out, r->against, "mismatch", "Mismatch");
+    print_link(out, r->stats.with_indexer > 0, "indexers", "What indexers chose");
     print_link(out, r->drift.n > 0, "drift", "Drift");
     print_link(out, r->metrics.n > 0, "training", "Training");
     fputs("</ul></nav>\n<main>\n", out);
@@ -130,6 +132,7 @@ static wb_status print_page(FILE *out, const report *r) {
     page_load(out, &r->stats);
     if (r->balance.n_points > 0) page_balance(out, &r->balance);
     if (r->against) WB_TRY(page_mismatch(out, &r->diff, r->options->against));
+    if (r->stats.with_indexer > 0) page_indexer(out, &r->stats, r->against ? &r->diff : NULL);
     if (r->drift.n > 0) page_drift(out, &r->drift);
     if (r->metrics.n > 0) page_metrics(out, &r->metrics, r->metrics_path);
     page_end(out);
@@ -194,9 +197,9 @@ const cli_command cli_report = {
     .description =
         "Writes one HTML page that needs nothing else, no script and no network: the load of each expert in "
         "each layer, balancedness over numbers of ranks without a placement and after each solver; with "
-        "--against how the routes of a second dump differ, by layer and position; how the load drifts over "
-        "the "
-        "weight versions of the dump; reward and KL of the training run, where its metrics.jsonl lies beside "
+        "--against how the routes of a second dump differ, by layer and position; what indexers "
+        "chose, where it is recorded; how the load drifts over the weight versions of the dump; reward and "
+        "KL of the training run, where its metrics.jsonl lies beside "
         "the dump. Each drawing has its numbers as a table, and all of it can be reached with the keyboard. "
         "The numbers are those of stats, diff and eplb.",
     .synopsis = "DUMP -o FILE [--against FILE] [--metrics FILE] [--max-ranks R] [--force]",

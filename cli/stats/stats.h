@@ -12,6 +12,14 @@ typedef struct stats_options {
     uint64_t ranks, top; /* 0: no ranks */
 } stats_options;
 
+/* Of the choices of one indexer. */
+typedef struct stats_indexer {
+    uint64_t rows;
+    uint64_t empty;  /* rows that chose nothing */
+    uint64_t listed; /* positions chosen */
+    uint64_t span;   /* sum, over the rows that chose something, of positions from the first to the last */
+} stats_indexer;
+
 typedef struct stats {
     const wb_route_model *model;
     const stats_options *options;
@@ -25,6 +33,9 @@ typedef struct stats {
     /* Records that say how they were sampled, and with which kept tokens. */
     uint64_t with_sampling, with_mask;
     uint64_t kept, masked_tokens; /* kept tokens, of so many sampled ones */
+    uint64_t with_indexer;        /* records that say what indexers chose */
+    uint32_t n_indexers;          /* layers that have one of their own */
+    stats_indexer *indexers;      /* [n_indexers] */
     uint32_t *top;                /* [options.top] scratch of stats_layer_of */
     double *loads;                /* [E] likewise */
     wb_owner memory;
@@ -61,6 +72,11 @@ uint32_t stats_bin_of(uint64_t count, uint64_t total, uint32_t E);
 /* The smallest length that `percent` of the records do not exceed; 0 without records. */
 uint32_t stats_quantile(const stats *s, const uint32_t *sorted, int percent);
 double stats_mean(const stats *s, uint64_t sum); /* over the records; 0 without */
+
+/* Of an indexer: positions of a row, and from its first to its last; 0 of nothing. */
+double stats_mean_listed(const stats_indexer *indexer);
+double stats_mean_span(const stats_indexer *indexer);
+uint32_t stats_indexer_layer(const stats *s, uint32_t column); /* the model's layer */
 
 void stats_print_tables(const stats *s);
 void stats_print_json(const stats *s);

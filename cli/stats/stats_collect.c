@@ -82,6 +82,22 @@ static void count_sampling(stats *s, const wb_record *r) {
     s->masked_tokens += n;
 }
 
+static void count_indexer(stats *s, const wb_record *r) {
+    s->with_indexer += r->indexer != NULL;
+    for (uint32_t t = 0; r->indexer && t < r->indexer->rows; t++)
+        for (uint32_t column = 0; column < s->n_indexers; column++) {
+            stats_indexer *to = &s->indexers[column];
+            wb_indexer_choice choice = {0};
+            (void)wb_indexer_at(s->model, r->indexer, r->indexer->start + t, column, &choice);
+            to->rows++;
+            to->empty += choice.count == 0;
+            to->listed += choice.count;
+            if (choice.count > 0)
+                to->span +=
+                    wb_indexer_position(&choice, choice.count - 1) - wb_indexer_position(&choice, 0) + 1;
+        }
+}
+
 static wb_status count_record(stats *s, const wb_record *r) {
     s->prompt[s->records] = r->prompt_len;
     s->sampled[s->records] = r->n_tokens - r->prompt_len;
@@ -90,7 +106,9 @@ static wb_status count_record(stats *s, const wb_record *r) {
     s->finish[r->finish]++;
     count_sampling(s, r);
     s->records++;
-    return count_rows(s, r);
+    WB_TRY(count_rows(s, r));
+    count_indexer(s, r);
+    return WB_OK;
 }
 
 static int by_value(const void *a, const void *b) {
@@ -128,8 +146,24 @@ double stats_mean(const stats *s, uint64_t sum) {
     return s->records ? (double)sum / (double)s->records : 0;
 }
 
+double stats_mean_listed(const stats_indexer *i) {
+    return i->rows > 0 ? (double)i->listed / (double)i->rows : 0;
+}
+
+double stats_mean_span(const stats_indexer *i) {
+    return i->rows > i->empty ? (double)i->span / (double)(i->rows - i->empty) : 0;
+}
+
+uint32_t stats_indexer_layer(const stats *s, uint32_t column) {
+    uint32_t i = 0;
+    while (wb_indexer_column(s->model, i) != column) i++;
+    return s->model->indexer_source[i];
+}
+
 static wb_status open_memory(stats *s, uint64_t n_records) {
     const size_t L = s->model->n_moe_layers;
+    s->n_indexers = wb_indexer_columns(s->model);
+    WB_TRY(WB_OWN(&s->memory, s->indexers, s->n_indexers, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->counts, L * s->model->num_experts, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->repeats, L, "stats"));
     WB_TRY(WB_OWN(&s->memory, s->top, s->options->top, "stats"));

@@ -61,7 +61,7 @@ const cli_command cli_stats = {
         "Counts the valid rows of every record: per MoE layer the most loaded expert against the "
         "mean, the entropy of the load over log E (1: even), experts never chosen, how many experts have "
         "which load, and how often a row goes to the experts of the row before it; lengths and finish "
-        "reasons of the records.",
+        "reasons of the records; how many positions each indexer chose, where that is recorded.",
     .options = table,
     .n_options = sizeof table / sizeof table[0],
     .options_size = sizeof(stats_options),

@@ -63,6 +63,19 @@ static void print_spread(const stats *s, uint32_t l) {
     printf("\n");
 }
 
+static void print_indexers(const stats *s) {
+    if (s->with_indexer == 0) return;
+    printf("\nwhat indexers chose, of %" PRIu64
+           " records: positions of a row, and from the first to the last\n"
+           "%6s %12s %12s %10s %10s\n",
+           s->with_indexer, "layer", "rows", "of none", "listed", "span");
+    for (uint32_t column = 0; column < s->n_indexers; column++) {
+        const stats_indexer *i = &s->indexers[column];
+        printf("%6" PRIu32 " %12" PRIu64 " %12" PRIu64 " %10.2f %10.2f\n", stats_indexer_layer(s, column),
+               i->rows, i->empty, stats_mean_listed(i), stats_mean_span(i));
+    }
+}
+
 void stats_print_tables(const stats *s) {
     printf("records %" PRIu64 ", tokens %" PRIu64 ", valid rows %" PRIu64 "\n", s->records,
            s->prompt_sum + s->sampled_sum, s->rows);
@@ -84,6 +97,7 @@ void stats_print_tables(const stats *s) {
     }
     print_head(s);
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) print_spread(s, l);
+    print_indexers(s);
 }
 
 /* ---- JSON --------------------------------------------------------------------------------------- */
@@ -123,6 +137,21 @@ static void json_layer(const stats *s, uint32_t l) {
     printf("]}");
 }
 
+/* For a model that has indexers. */
+static void json_indexers(const stats *s) {
+    if (s->n_indexers == 0) return;
+    printf(",\"indexers\":{\"records\":%" PRIu64 ",\"layers\":[", s->with_indexer);
+    for (uint32_t column = 0; column < s->n_indexers; column++) {
+        const stats_indexer *i = &s->indexers[column];
+        printf("%s{\"layer\":%" PRIu32 ",\"rows\":%" PRIu64 ",\"empty\":%" PRIu64, column ? "," : "",
+               stats_indexer_layer(s, column), i->rows, i->empty);
+        json_pair("mean_listed", stats_mean_listed(i));
+        json_pair("mean_span", stats_mean_span(i));
+        printf("}");
+    }
+    printf("]}");
+}
+
 void stats_print_json(const stats *s) {
     printf("{\"model\":");
     json_text(s->model->name);
@@ -139,5 +168,7 @@ void stats_print_json(const stats *s) {
     if (s->options->ranks) printf(",\"ranks\":%" PRIu64, s->options->ranks);
     printf(",\"layers\":[");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) json_layer(s, l);
-    printf("]}\n");
+    printf("]");
+    json_indexers(s);
+    printf("}\n");
 }

@@ -20,7 +20,8 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = offsetof(verify_options, model),
      .help = "the dump must be of the model in this directory, and in layers that are routed by a table of "
-             "the checkpoint every row must be the table's"},
+             "the checkpoint every row must be the table's; where the engine does not run the model, a line "
+             "says that these rows were not compared"},
 };
 
 static void show(void *ctx, uint64_t done, uint64_t total) {
@@ -53,19 +54,29 @@ static wb_status check_digests(const char *path) {
     return status;
 }
 
+static void say_not_compared(const char *model, uint32_t n_layers) {
+    printf(
+        "NOT COMPARED: rows of %" PRIu32
+        " hash-routed layers, whose tables are not found: by the config.json in %s, the engine does not run "
+        "the model\n",
+        n_layers, model);
+}
+
 static int run(const cli_command *self, const cli_arguments *arguments) {
     (void)self;
     const verify_options *o = arguments->options;
     cli_progress progress = cli_progress_start();
     wb_dump_info info;
+    uint32_t not_compared = 0;
     cli_spooled spooled;
     wb_status status = cli_dump_path(arguments->dump, &spooled);
     if (status != WB_OK) return cli_fail();
     status = wb_dump_verify(spooled.path, show, &progress, &info);
     cli_progress_end(&progress);
     if (status == WB_OK && o->tokens) status = check_digests(spooled.path);
-    if (status == WB_OK && o->model) status = verify_model(spooled.path, o->model);
+    if (status == WB_OK && o->model) status = verify_model(spooled.path, o->model, &not_compared);
     if (status != WB_OK) return failed(status);
+    if (not_compared > 0) say_not_compared(o->model, not_compared);
     if (info.files_cut > 0) {
         printf("CUT: the %" PRIu64 " records before the cuts are whole and can be read as they are.\n",
                info.records);

@@ -4,8 +4,9 @@
 
 #include "wb_formats.h"
 
-/* MISMATCH where the dump names another model, or a row of a hash-routed layer is not the table's;
- * UNSUPPORTED where it has such layers and the engine does not run it, so that there are no tables. */
-wb_status verify_model(const char *path, const char *dir);
+/* MISMATCH where the dump names another model, or a row of a hash-routed layer is not the table's.
+ * *not_compared_out, which is 0 before: so many hash-routed layers were not compared, because the engine does
+ * not run the model by its config.json. */
+wb_status verify_model(const char *path, const char *dir, uint32_t *not_compared_out);
 
 #endif

@@ -41,6 +41,7 @@ wb_status evaluation_run(wb_engine *engine, wb_comm *comm, const options *o, con
     answers.prompts = task_n_prompts(set);
     answers.samples = 1;
     answers.temperature = o->eval_temperature;
+    answers.replay_indexer = false; /* nobody trains on them */
     *evaluated_out = false;
     WB_TRY(rollouts_generate(engine, comm, &answers, set, step, r, &signal, &b));
     if (signal != 0) return WB_OK;

@@ -62,7 +62,7 @@ typedef enum long_prompts { LONG_PROMPTS_ERROR, LONG_PROMPTS_SKIP, LONG_PROMPTS_
 /* How the learning rate falls. */
 typedef enum lr_schedule { LR_CONSTANT, LR_LINEAR, LR_COSINE } lr_schedule;
 
-enum { N_OPTIONS = 66 }; /* rows of the table (option_table.c) */
+enum { N_OPTIONS = 67 }; /* rows of the table (option_table.c) */
 
 typedef struct options {
     const char *model_dir; /* base checkpoint */
@@ -101,6 +101,7 @@ typedef struct options {
     int64_t rebalance_every, layers_per_chunk; /* of --eplb live; -1: all layers */
     wb_codec codec;
     bool resume, no_dump, quiet, tensorboard, keep_best;
+    bool replay_indexer;   /* what indexers choose is recorded and followed as routes are */
     int64_t plan_ranks;    /* of --plan-memory; -1: train */
     double device_memory;  /* of --plan-memory, GiB a rank; 0: not told */
     bool given[N_OPTIONS]; /* option i of the table is on the command line */
@@ -379,8 +380,8 @@ typedef struct optimizer_part {
 } optimizer_part;
 optimizer_part optimizer_part_of(const wb_config *config, const wb_tensor *tensor, int of_rank, int n_ranks);
 
-/* Device bytes of the moments and of the masters that rank `of_rank` of n_ranks has beside a model whose
- * matrices are of `dtype`, without one. */
+/* Device bytes of the moments, with a sum of squares a tensor, and of the masters that rank `of_rank` of
+ * n_ranks has beside a model whose matrices are of `dtype`, without one. */
 wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_ranks, int32_t of_rank,
                             size_t *moments_out, size_t *masters_out);
 
@@ -430,6 +431,13 @@ typedef struct trainer {
         reference_digest; /* 0 without an evaluation set; where there is a reference */
 } trainer;
 
+/* Of --replay-indexer, else 0: the share of (row, indexer) pairs that records have which looked elsewhere
+ * than in the rollout; of those to follow, which would have by themselves; and the share of rows that have
+ * none. */
+typedef struct list_metrics {
+    double differently, native_differ, fallback_share;
+} list_metrics;
+
 /* What OUT/metrics.jsonl has of a step; keys, units and meanings: docs/metrics.md. */
 typedef struct step_metrics {
     answer_metrics answers;
@@ -438,10 +446,12 @@ typedef struct step_metrics {
     /* Share of rows whose experts in training are not the rollout's: in the first forward, and over all
      * forwards of the updates. */
     double routed_differently, routed_differently_updates;
-    double planned; /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
+    list_metrics lists; /* of the first forward too */
+    double planned;     /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
     double drafts, accepted_drafts; /* tokens that the rollout guessed, and those of them that were right */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */
+    list_metrics lists_off;
     double loss, lr, clip_share, kl_reference, grad_norm;
     bool evaluated; /* under the weights that the step ended with */
     answer_metrics evaluation;
@@ -462,6 +472,11 @@ wb_status train_step(trainer *t, const batch *b, struct report *report, step_met
 
 /* INVALID_ARGUMENT for --bias-rate with a model whose routers have no selection bias. */
 wb_status bias_check(const trainer *t);
+
+/* ---- lists.c ------------------------------------------------------------------------------- */
+
+/* INVALID_ARGUMENT for --replay-indexer with a model that has no indexers. */
+wb_status lists_check(const trainer *t);
 
 /* ---- rollout_weights.c ----------------------------------------------------------------------- */
 

@@ -26,6 +26,7 @@ typedef struct part_list {
 
 typedef struct rank_plan {
     part_list device, host;
+    size_t scratch_bytes; /* of the device's ops, which share it: the largest so far */
 } rank_plan;
 
 /* Ranks of one kind take the same. */
@@ -60,6 +61,8 @@ static void add_measured(rank_plan *plan, const char *of, const char *host_name,
     for (int32_t i = 0; i < memory->n_parts; i++)
         add(&plan->device, of, memory->parts[i].name, memory->parts[i].bytes);
     add(&plan->host, of, host_name, memory->host_bytes);
+    const size_t scratch = wb_scratch_bytes_cuda(&memory->ops);
+    if (scratch > plan->scratch_bytes) plan->scratch_bytes = scratch;
 }
 
 /* ---- the device -------------------------------------------------------------------------------- */
@@ -150,8 +153,11 @@ static wb_status measure_device(const plan_model *m, int32_t rank, rank_plan *pl
     add(&plan->device, "policy", "optimizer moments", moments);
     add(&plan->device, "policy", "master weights", masters);
     add(&plan->device, "policy", "routes", route_bytes(m));
+    add(&plan->device, "policy", "indexer lists", sizes_lists(m->o, &m->config));
     if (m->o->kl_coef > 0) WB_TRY(measure_trainer(m, "reference", true, rank, plan));
-    return measure_rollout(m, rank, plan);
+    WB_TRY(measure_rollout(m, rank, plan));
+    if (m->o->device == WB_BACKEND_CUDA) add(&plan->device, "device", "scratch of ops", plan->scratch_bytes);
+    return WB_OK;
 }
 
 /* ---- the host ---------------------------------------------------------------------------------- */
@@ -164,11 +170,13 @@ static size_t longest_sample(const plan_model *m) {
     return (size_t)(short_ones ? arithmetic : longest);
 }
 
-/* A record: tokens, two log-probabilities and the kept tokens of each new one, routes. */
+/* A record: tokens, two log-probabilities and the kept tokens of each new one, routes, what indexers chose.
+ * */
 static size_t sample_bytes(const plan_model *m, size_t length) {
     const size_t kept = (size_t)sizes_max_kept(m->o, &m->config), row = wb_config_row_bytes(&m->config);
     const size_t new_token = (2 + (kept > 0 ? 1 + kept : 0)) * sizeof(float);
-    return length * (sizeof(uint32_t) + row) + (size_t)m->o->max_tokens * new_token;
+    return length * (sizeof(uint32_t) + row) + (size_t)m->o->max_tokens * new_token +
+           sizes_sample_lists(m->o, &m->config, length);
 }
 
 /* Of a sample's rows as training packs them: token, target, temperature, two log-probabilities and the kept
@@ -184,7 +192,8 @@ static size_t packed_bytes(const plan_model *m, size_t length) {
 static size_t replay_bytes(const plan_model *m, size_t length, bool dispatched) {
     const size_t row = wb_config_row_bytes(&m->config), K = (size_t)m->config.router.top_k;
     const size_t choices = row / wb_dtype_size(wb_route_dtype((uint32_t)m->config.router.n_experts));
-    return length * (row + 2 * choices / K + 14 + (dispatched ? choices * 2 * sizeof(int32_t) : 0));
+    const size_t lists = m->o->replay_indexer ? 24 * (size_t)wb_config_n_indexers(&m->config) : 0;
+    return length * (row + 2 * choices / K + 14 + lists + (dispatched ? choices * 2 * sizeof(int32_t) : 0));
 }
 
 static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {
@@ -197,6 +206,7 @@ static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {
     add(&plan->host, "step", "micro-batches", n * packed_bytes(m, length));
     add(&plan->host, "step", "routes",
         (size_t)o->micro_batch_tokens * 2 * (wb_config_row_bytes(&m->config) + sizeof(float)));
+    add(&plan->host, "step", "indexer lists", sizes_lists(o, &m->config));
     add(&plan->host, "step", "replay", replay);
     add(&plan->host, "checkpoint", "chunk", CHECKPOINT_CHUNK_BYTES);
     if (rank == 0) add(&plan->host, "checkpoint", "other files", m->companion_bytes);

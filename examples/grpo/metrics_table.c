@@ -56,6 +56,9 @@ const metric_row metric_rows[] = {
     REAL(OF_FIDELITY, "native_token_differ", replay.token_differ),
     REAL(OF_FIDELITY, "native_decision_differ", replay.decision_differ),
     REAL(OF_FIDELITY, "fallback_share", replay.fallback_share),
+    REAL(OF_FIDELITY, "listed_differently", lists.differently),
+    REAL(OF_FIDELITY, "native_listed_differ", lists.native_differ),
+    REAL(OF_FIDELITY, "listed_fallback_share", lists.fallback_share),
     REAL(OF_FIDELITY, "forced_balancedness", replay.forced_balancedness),
     REAL(OF_FIDELITY, "native_balancedness", replay.native_balancedness),
     /* Free routing goes where it would have gone. */
@@ -66,6 +69,9 @@ const metric_row metric_rows[] = {
     REAL(OF_FIDELITY_OFF, "native_token_differ", off.token_differ),
     REAL(OF_FIDELITY_OFF, "native_decision_differ", off.decision_differ),
     REAL(OF_FIDELITY_OFF, "fallback_share", off.fallback_share),
+    REAL(OF_FIDELITY_OFF, "listed_differently", lists_off.native_differ),
+    REAL(OF_FIDELITY_OFF, "native_listed_differ", lists_off.native_differ),
+    REAL(OF_FIDELITY_OFF, "listed_fallback_share", lists_off.fallback_share),
     REAL(OF_FIDELITY_OFF, "forced_balancedness", off.forced_balancedness),
     REAL(OF_FIDELITY_OFF, "native_balancedness", off.native_balancedness),
 };

@@ -40,6 +40,7 @@ wb_engine_options sizes_engine(const options *o) {
     engine.max_batch_tokens = (int32_t)o->max_batch_tokens;
     engine.max_running = (int32_t)o->max_running;
     engine.max_drafts = (int32_t)o->max_drafts;
+    engine.indexer = o->replay_indexer;
     /* A group's samples share their prompt. */
     engine.prefix_cache = true;
     return engine;
@@ -57,6 +58,20 @@ wb_train_options sizes_train(const options *o, const wb_config *config, bool for
     train.keep_bytes = (uint64_t)(o->keep_memory * GIB);
     train.max_kept_ids = train.max_tokens * sizes_max_kept(o, config);
     return train;
+}
+
+size_t sizes_lists(const options *o, const wb_config *config) {
+    const size_t per_list = 2 * (size_t)config->compressed.index_top_k * sizeof(int32_t) + 1;
+    if (!o->replay_indexer) return 0;
+    return (size_t)o->micro_batch_tokens * (size_t)wb_config_n_indexers(config) * per_list;
+}
+
+size_t sizes_sample_lists(const options *o, const wb_config *config, size_t length) {
+    const size_t S = (size_t)wb_config_n_indexers(config), k = (size_t)config->compressed.index_top_k;
+    if (!o->replay_indexer || S == 0) return 0;
+    const size_t n_whole = (size_t)config->compressed.sparse_rate * (k + 1) - 1;
+    const size_t listed = length > n_whole ? (length - n_whole) * k * sizeof(uint32_t) : 0;
+    return S * (length * (sizeof(uint32_t) + sizeof(uint64_t)) + listed);
 }
 
 static int64_t min(int64_t a, int64_t b) {

@@ -23,6 +23,10 @@ wb_engine_options sizes_engine(const options *o); /* without a manager of expert
 wb_train_options sizes_train(const options *o, const wb_config *config, bool forward_only);
 /* Tokens that a sampled one keeps at most; 0: the distribution has no limit. */
 int64_t sizes_max_kept(const options *o, const wb_config *config);
+/* Of --replay-indexer, else 0: device bytes of what indexers choose in a micro-batch, twice and who chooses;
+ * the host has as many; and bytes of it in the record of a sample of `length` tokens. */
+size_t sizes_lists(const options *o, const wb_config *config);
+size_t sizes_sample_lists(const options *o, const wb_config *config, size_t length);
 /* Tokens of the longest sample, prompt and answer: the model has positions for it, the engine blocks, and it
  * fits a micro-batch. */
 int64_t sizes_longest_sample(const options *o, int32_t max_positions);

@@ -63,13 +63,14 @@ static wb_status open_state(optimizer *opt) {
     return WB_OK;
 }
 
-/* Bytes of a model's weights on rank `of_rank`, under the default placement. */
+/* Bytes of a model's weights on rank `of_rank`, under the default placement, and its tensors. */
 static wb_status weight_bytes(const wb_config *config, wb_dtype dtype, int32_t n_ranks, int32_t of_rank,
-                              size_t *bytes_out) {
+                              size_t *bytes_out, size_t *n_tensors_out) {
     wb_model_options model = wb_model_options_default();
     wb_memory memory;
     model.dtype = dtype;
     WB_TRY(wb_model_measure(config, &model, n_ranks, of_rank, &memory));
+    *n_tensors_out = (size_t)memory.n_tensors;
     *bytes_out = 0;
     for (int32_t i = 0; i < memory.n_parts; i++)
         if (strcmp(memory.parts[i].name, "weights") == 0) *bytes_out = memory.parts[i].bytes;
@@ -85,9 +86,9 @@ static size_t kept_elements(size_t n, size_t experts, int32_t n_ranks) {
 wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_ranks, int32_t of_rank,
                             size_t *moments_out, size_t *masters_out) {
     int32_t n_moe = 0;
-    size_t all, rounded;
-    WB_TRY(weight_bytes(config, WB_F32, n_ranks, of_rank, &all));
-    WB_TRY(weight_bytes(config, dtype, n_ranks, of_rank, &rounded));
+    size_t all, rounded, n_tensors;
+    WB_TRY(weight_bytes(config, WB_F32, n_ranks, of_rank, &all, &n_tensors));
+    WB_TRY(weight_bytes(config, dtype, n_ranks, of_rank, &rounded, &n_tensors));
     for (int32_t l = 0; l < config->n_layers; l++) n_moe += wb_config_is_moe(config, l);
     const int64_t E = wb_config_weighted(config);
     const int64_t n_local = part_begin(E, of_rank + 1, n_ranks) - part_begin(E, of_rank, n_ranks);
@@ -95,7 +96,8 @@ wb_status optimizer_measure(const wb_config *config, wb_dtype dtype, int32_t n_r
     const size_t biases = config->family == WB_FAMILY_GPT_OSS ? 2 * F + H : 0;
     const size_t experts = (size_t)(n_moe * n_local) * (3 * F * H + biases);
     const size_t matrices = (all - rounded) / sizeof(uint16_t);
-    *moments_out = 2 * kept_elements(all / sizeof(float), experts, n_ranks) * sizeof(float);
+    *moments_out =
+        2 * kept_elements(all / sizeof(float), experts, n_ranks) * sizeof(float) + n_tensors * sizeof(double);
     *masters_out = matrices == 0 ? 0 : kept_elements(matrices, experts, n_ranks) * sizeof(float);
     return WB_OK;
 }

@@ -85,6 +85,9 @@ const option_row option_rows[] = {
      "R3)"},
     {"--missing", REPLAY, CHOICE, KEPT, FIELD(missing), 0, 0, "strict|native|drop", "POLICY",
      "a position without routes: fail, choose freely, drop the sample"},
+    {"--replay-indexer", REPLAY, FLAG, KEPT, FIELD(replay_indexer), 0, 0, NULL, "",
+     "of a model with indexers: record which entries they choose for each token, and follow them as --replay "
+     "and --missing say of routes"},
     {"--compare-every", REPLAY, INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
      "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
      "0: never"},

@@ -113,6 +113,7 @@ static wb_status fill_all(const trainer *t, const batch *b, packed_batch *p) {
     WB_TRY(WB_OWN(&w->host, p->logprobs, T, "log-probabilities"));
     WB_TRY(WB_OWN(&w->host, p->trained, (size_t)(t->o->prompts * t->o->samples), "samples of the step"));
     WB_TRY(bias_open(t, &w->host, &p->loads));
+    WB_TRY(lists_open(t, p));
     return WB_OWN(&w->host, p->gradients, T, "gradients");
 }
 

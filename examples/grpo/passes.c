@@ -68,14 +68,16 @@ static wb_status routed_forward(trainer *t, wb_replay *replay, packed_batch *p, 
         WB_TRY(dev->to_device(dev, p->ids.data, rows.ids, bytes));
         WB_TRY(dev->to_device(dev, p->direction.data, rows.direction, T));
     }
-    const wb_routing routing = {.ids = p->ids.data,
-                                .direction = rows.any_forced ? p->direction.data : NULL,
-                                .native = rows.want_native ? p->native.data : NULL,
-                                .used = p->used.data,
-                                .planned = wb_replay_layer_plan(replay, m, WB_ALL_LAYERS)};
+    wb_routing routing = {.ids = p->ids.data,
+                          .direction = rows.any_forced ? p->direction.data : NULL,
+                          .native = rows.want_native ? p->native.data : NULL,
+                          .used = p->used.data,
+                          .planned = wb_replay_layer_plan(replay, m, WB_ALL_LAYERS)};
+    WB_TRY(lists_ask(t, replay, p, m, &routing));
     WB_TRY(run_forward(t->train, mb, &routing, p->logprobs));
     WB_TRY(dev->to_host(dev, p->host_ids, p->used.data, bytes));
     if (rows.want_native) WB_TRY(dev->to_host(dev, p->host_native, p->native.data, bytes));
+    WB_TRY(lists_store(t, replay, p, m));
     return wb_replay_store(replay, m, WB_ALL_LAYERS, 0, T, p->host_ids, p->stride,
                            rows.want_native ? p->host_native : NULL, p->stride);
 }
@@ -110,9 +112,10 @@ static void count_routed_differently(const trainer *t, const packed_batch *p, co
 
 /* ---- the passes ------------------------------------------------------------------------------ */
 
-wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *count) {
+wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, pass_count *count) {
     WB_TRY(routed_forward(t, t->replay, p, m));
-    count_routed_differently(t, p, &p->list[m], count);
+    count_routed_differently(t, p, &p->list[m], &count->routes);
+    lists_count(t, p, &p->list[m], &count->lists);
     return WB_OK;
 }
 
@@ -128,7 +131,7 @@ static wb_status observe_logprobs(wb_replay *replay, const packed_batch *p, cons
     return WB_OK;
 }
 
-wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count) {
+wb_status first_forward(trainer *t, packed_batch *p, report *r, pass_count *count) {
     for (int32_t m = 0; m < p->n; m++) {
         WB_TRY(policy_forward(t, p, m, count));
         WB_TRY(observe_logprobs(t->replay, p, &p->list[m]));

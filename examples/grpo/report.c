@@ -206,7 +206,7 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     if (!r->loud) return WB_OK;
     remember(r, m);
     WB_TRY(write_metrics(r, step, m));
-    char off[96] = "", balance[32] = "", evaluated[32] = "", drafts[48] = "";
+    char off[96] = "", balance[32] = "", evaluated[32] = "", drafts[48] = "", lists[48] = "";
     if (r->o->eplb != EPLB_OFF) snprintf(balance, sizeof balance, "  balance %.2f", balancedness_of(r, m));
     if (m->compared)
         snprintf(off, sizeof off, "  (replay off: kl %.2e, %.1f %%)", m->off.kl_k3,
@@ -214,12 +214,14 @@ wb_status report_step(report *r, uint64_t step, const step_metrics *m) {
     if (m->evaluated) snprintf(evaluated, sizeof evaluated, "  evaluation %.3f", m->evaluation.reward);
     if (m->drafts > 0)
         snprintf(drafts, sizeof drafts, "  drafts accepted %.0f %%", 100 * m->accepted_drafts / m->drafts);
+    if (r->o->replay_indexer)
+        snprintf(lists, sizeof lists, "  looked differently %.1f %%", 100 * m->lists.differently);
     report_line(
         r,
         "step %3" PRIu64 "/%" PRId64
-        "  reward %.3f%s  kl %.2e  routed differently %.1f %%%s%s%s  %.0f tok/s rollout, train %.1f s",
+        "  reward %.3f%s  kl %.2e  routed differently %.1f %%%s%s%s%s  %.0f tok/s rollout, train %.1f s",
         step + 1, r->o->steps, m->answers.reward, evaluated, m->replay.kl_k3, 100 * m->routed_differently,
-        off, balance, drafts, m->answers.response_tokens / m->seconds_rollout, m->seconds_train);
+        lists, off, balance, drafts, m->answers.response_tokens / m->seconds_rollout, m->seconds_train);
     return WB_OK;
 }
 

@@ -22,6 +22,7 @@ static wb_status submit_group(wb_engine *engine, const options *o, const task *t
     request.top_k = (int32_t)o->top_k;
     request.top_p = (float)o->top_p;
     request.return_sampling_mask = true; /* the trainer takes the same distribution */
+    request.return_indexer = o->replay_indexer;
     request.max_tokens = (uint32_t)o->max_tokens;
     request.stop_tokens = task_stop_tokens(t, &request.n_stop);
     wb_status status = WB_OK;

@@ -45,7 +45,7 @@ static wb_status minibatch_size(const trainer *t, const packed_batch *p, int64_t
     return WB_OK;
 }
 
-static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_sums *sums, row_count *count,
+static wb_status update(trainer *t, packed_batch *p, int64_t u, report *r, loss_sums *sums, pass_count *count,
                         double *norm_out) {
     double tokens, sequences;
     WB_TRY(minibatch_size(t, p, u, &tokens, &sequences));
@@ -113,14 +113,16 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     WB_TRY(plan_step(t, p, m));
     WB_TRY(plan_dispatch(t, p, m));
 
-    row_count first = {0, 0}, updates = {0, 0};
+    pass_count first = {0}, updates = {0};
     WB_TRY(first_forward(t, p, r, &first));
     /* Rows that chose in it are forced from here on. */
     WB_TRY(plan_dispatch(t, p, m));
-    WB_TRY(share(t, first, &m->routed_differently));
+    WB_TRY(share(t, first.routes, &m->routed_differently));
+    WB_TRY(share(t, first.lists, &m->lists.differently));
     if (m->compared) {
         WB_TRY(compare_forward(t, p, r));
         WB_TRY(replay_metrics(t, t->compare, &m->off));
+        WB_TRY(lists_metrics(t, t->compare, &m->lists_off));
     }
     if (t->reference) WB_TRY(reference_forward(t, p, r));
 
@@ -128,9 +130,10 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     for (int64_t u = 0; u < t->o->updates; u++) WB_TRY(update(t, p, u, r, &sums, &updates, &m->grad_norm));
     WB_TRY(wb_comm_agree(t->comm, wb_replay_end(t->replay)));
     WB_TRY(trained_check(t, p->trained));
-    WB_TRY(share(t, updates, &m->routed_differently_updates));
+    WB_TRY(share(t, updates.routes, &m->routed_differently_updates));
     WB_TRY(loss_metrics(t, sums, m));
     WB_TRY(replay_metrics(t, t->replay, &m->replay));
+    WB_TRY(lists_metrics(t, t->replay, &m->lists));
     m->lr = learning_rate(t->o, t->step);
     return answers_measure(t->comm, b, &m->answers);
 }

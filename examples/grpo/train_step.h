@@ -20,6 +20,16 @@ typedef struct micro_batch {
     float *old, *reference; /* [T] log-probabilities of the first forward and of the reference model */
 } micro_batch;
 
+/* Of --replay-indexer, of the micro-batch at hand: which entries each of `columns` indexers has chosen for
+ * each of T rows. */
+typedef struct packed_lists {
+    int64_t columns, k;                  /* 0: without the option */
+    wb_buffer listed, native, direction; /* device int32 [columns][T][k] twice, u8 [columns][T] */
+    int32_t *host_listed, *host_native;  /* the same */
+    uint8_t *host_direction;
+    bool want_native;
+} packed_lists;
+
 typedef struct packed_batch {
     wb_workspace workspace; /* owns everything below but `pack` */
     wb_pack *pack;          /* who trains on what, under --eplb planned; else NULL: each rank on its own */
@@ -34,6 +44,7 @@ typedef struct packed_batch {
     wb_buffer ids, native, used, direction, reference_ids;
     /* used and native on the host, and [T] each. */
     void *host_ids, *host_native;
+    packed_lists lists;
     float *logprobs, *gradients;
     double *trained; /* [prompts * samples] how often each sample of the step was trained on */
     double *loads;   /* [L][E] of the present update (bias_update.c); NULL without --bias-rate */
@@ -101,6 +112,21 @@ wb_status bias_update(const trainer *t, packed_batch *p);
  * MoE layers; 1 where no row is known. Collective. */
 wb_status expert_load_training(const trainer *t, const packed_batch *p, double *balancedness_out);
 
+/* ---- lists.c ------------------------------------------------------------------------------ */
+
+struct row_count;
+
+/* Memory of p->lists, once the largest micro-batch is known. */
+wb_status lists_open(const trainer *t, packed_batch *p);
+/* A forward of micro-batch m: who chooses as `replay` says, and where what was chosen goes; then, behind it,
+ * what was chosen is told to `replay`, and is in host_listed. */
+wb_status lists_ask(const trainer *t, wb_replay *replay, packed_batch *p, int32_t m, wb_routing *routing);
+wb_status lists_store(const trainer *t, wb_replay *replay, packed_batch *p, int32_t m);
+/* Adds the (row, indexer) pairs that records have, and those of them that looked elsewhere in training. */
+void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb, struct row_count *count);
+/* But for `differently`, of a replay whose sums are of all ranks. */
+wb_status lists_metrics(const trainer *t, const wb_replay *replay, list_metrics *out);
+
 /* ---- passes.c -------------------------------------------------------------------------------- */
 
 /* Rows that a record has, and how many of them went to other experts than in the rollout. */
@@ -108,15 +134,20 @@ typedef struct row_count {
     double rows, differ;
 } row_count;
 
+/* The same of what indexers chose. */
+typedef struct pass_count {
+    row_count routes, lists;
+} pass_count;
+
 /* Plans every micro-batch in `mode` and makes the batch's records known to `replay`, which borrows them. */
 wb_status plan_batch(const trainer *t, wb_replay *replay, wb_replay_mode mode, const packed_batch *p);
 /* Where the rows of the micro-batches go, before they run: as far as all ranks know it by now and have not
  * planned it. Its share becomes m->planned. Collective. */
 wb_status plan_dispatch(const trainer *t, const packed_batch *p, step_metrics *m);
 /* A forward of micro-batch m, routed as t->replay says; p->logprobs are its results. Collective. */
-wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, row_count *count);
+wb_status policy_forward(trainer *t, packed_batch *p, int32_t m, pass_count *count);
 /* The same over all micro-batches, whose log-probabilities become `old`. Collective. */
-wb_status first_forward(trainer *t, packed_batch *p, report *r, row_count *count);
+wb_status first_forward(trainer *t, packed_batch *p, report *r, pass_count *count);
 /* The same batch and weights routed as t->compare says: free. Collective. */
 wb_status compare_forward(trainer *t, packed_batch *p, report *r);
 /* The reference model, which never follows the policy's routes. Collective. */

@@ -79,6 +79,7 @@ static wb_status open_reference(trainer *t, bool resumed) {
 static wb_status open_replay(const trainer *t, wb_missing_policy missing, wb_replay **out) {
     wb_replay_options replay = wb_replay_options_default();
     replay.missing = missing;
+    replay.indexer = t->o->replay_indexer;
     replay.placement = wb_model_placement(t->model);
     replay.hash = wb_model_hash_routes(t->model);
     return wb_replay_open(wb_model_routes(t->model), &replay, out);
@@ -99,6 +100,7 @@ static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     WB_TRY(wb_model_open(dir, &model, &t->model));
     WB_TRY(finite_weights_check(t->model, dir));
     WB_TRY(bias_check(t));
+    WB_TRY(lists_check(t));
     const wb_train_options train = sizes_train(t->o, wb_model_config(t->model), false);
     wb_status status = wb_train_open(t->model, &train, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);

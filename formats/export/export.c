@@ -3,6 +3,7 @@
 #include "wb_check.h"
 #include "wb_memory.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,14 +40,23 @@ static wb_status run(export_job *job, wb_export_layout layout) {
     return out->is_zip ? wb_zip_finish(&out->zip) : WB_OK;
 }
 
+/* vLLM's elements are unsigned: nothing can stand behind the choices of a layer that has fewer. */
+static wb_status check_choices(const wb_route_model *m, wb_export_layout layout) {
+    uint32_t l = 0;
+    if (!m->layer_top_k || layout != WB_EXPORT_VLLM) return WB_OK;
+    while (m->layer_top_k[l] == m->top_k) l++;
+    return wb_fail(WB_UNSUPPORTED,
+                   "MoE layer %" PRIu32 " (model layer %" PRIu32 ") has %" PRIu32
+                   " choices and others up to %" PRIu32 ": vLLM's layout has nothing to stand for the rest",
+                   l, m->moe_layers[l], m->layer_top_k[l], m->top_k);
+}
+
 wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write_fn *write, void *ctx,
                          wb_export_skip_fn *skip, void (*progress)(void *ctx, uint64_t done, uint64_t total),
                          void *callback_ctx) {
     export_out *out = NULL;
     if ((size_t)layout >= N_LAYOUTS) return wb_fail(WB_INVALID_ARGUMENT, "layout %d is none", (int)layout);
-    if (wb_dump_model(dump)->layer_top_k)
-        return wb_fail(WB_UNSUPPORTED,
-                       "the MoE layers have different numbers of choices, which no layout can say");
+    WB_TRY(check_choices(wb_dump_model(dump), layout));
     WB_TRY(WB_NEW(out, 1, "export"));
     out->write = write;
     out->ctx = ctx;

@@ -69,9 +69,29 @@ static void emit_rows(export_job *job, const wb_record *r, uint32_t first, unsig
     wb_export_base64_end(job->out);
 }
 
+/* Where the line's arrays begin: at 0, or, where a record says from a later position of the prompt on what
+ * indexers chose and has no rows before, there. */
+static wb_status find_begin(const wb_route_model *model, const wb_record *r, uint32_t *first_out) {
+    uint32_t first = r->indexer && !has_no_routes(r) ? r->indexer->start : 0;
+    for (uint32_t p = 0; p < first; p++)
+        if (first > r->prompt_len || wb_record_row(model, r, p)) first = 0;
+    *first_out = first;
+    return wb_export_check_indexer(r, first);
+}
+
+static void emit_indexer(export_job *job, const wb_record *r, uint32_t first) {
+    wb_export_print(job->out, ",\"indexer_topk_num_layers\":%" PRIu32 ",\"indexer_topk\":\"",
+                    job->model->n_indexer_layers);
+    wb_export_indexer(job, r, first, wb_export_base64);
+    wb_export_base64_end(job->out);
+    wb_export_print(job->out, "\"");
+}
+
 static wb_status sglang_line(export_job *job, uint64_t i, const wb_record *r, void *row) {
     export_out *out = job->out;
+    uint32_t first = 0;
     (void)i;
+    WB_TRY(find_begin(job->model, r, &first));
     wb_export_print(out, "{\"input_ids\":");
     emit_ids(out, r->tokens, r->prompt_len);
     wb_export_print(out, ",\"output_ids\":");
@@ -93,9 +113,11 @@ static wb_status sglang_line(export_job *job, uint64_t i, const wb_record *r, vo
     if (r->logprobs) wb_export_print(out, "]");
     if (!has_no_routes(r)) {
         wb_export_print(out, ",\"routed_experts\":\"");
-        emit_rows(job, r, 0, 4, row);
+        emit_rows(job, r, first, 4, row);
         wb_export_print(out, "\"");
     }
+    if (first > 0) wb_export_print(out, ",\"routed_experts_start_len\":%" PRIu32, first);
+    if (r->indexer) emit_indexer(job, r, first);
     wb_export_print(out, "}");
     emit_beside(out, r);
     wb_export_print(out, "}\n");

@@ -59,25 +59,27 @@ static wb_status put_end(export_job *job, uint64_t i, const wb_record *r, void *
     return WB_OK;
 }
 
-static void put_moe_layers(export_job *job) {
+static void put_layers(export_job *job, const char *name, const uint32_t *numbers) {
     const uint64_t L = job->model->n_moe_layers;
-    wb_export_begin(job->out, "moe_layers", "<i8", 1, &L);
-    for (uint64_t l = 0; l < L; l++) wb_export_little(job->out, job->model->moe_layers[l], 8);
+    wb_export_begin(job->out, name, "<i8", 1, &L);
+    for (uint64_t l = 0; l < L; l++) wb_export_little(job->out, numbers[l], 8);
     wb_export_end(job->out);
 }
 
 static wb_status put_arrays(export_job *job, const export_sizes *sizes, uint8_t *zeros) {
     const wb_route_model *m = job->model;
-    const uint64_t n = sizes->tokens, ends = job->n + 1, routes[] = {n, m->n_moe_layers, m->top_k};
+    const uint64_t n = sizes->tokens, ends = job->n + 1, ids = wb_route_row_ids(m);
+    const uint64_t routes[] = {n, m->layer_top_k ? ids : m->n_moe_layers, m->top_k};
     uint64_t end = 0;
     WB_TRY(wb_export_array(job, "offsets", "<i8", 1, &ends, put_end, &end));
     WB_TRY(wb_export_array(job, "prompt_len", "<i8", 1, &job->n, put_prompt_len, NULL));
     WB_TRY(wb_export_array(job, "tokens", "<u4", 1, &n, put_tokens, NULL));
     WB_TRY(wb_export_array(job, "logprobs", "<f4", 1, &n, put_logprobs, NULL));
     WB_TRY(wb_export_array(job, "valid", "|b1", 1, &n, put_valid, NULL));
-    WB_TRY(
-        wb_export_array(job, "routes", m->num_experts <= 256 ? "|u1" : "<u2", 3, routes, put_routes, zeros));
-    put_moe_layers(job);
+    WB_TRY(wb_export_array(job, "routes", m->num_experts <= 256 ? "|u1" : "<u2", m->layer_top_k ? 2 : 3,
+                           routes, put_routes, zeros));
+    put_layers(job, "moe_layers", m->moe_layers);
+    if (m->layer_top_k) put_layers(job, "layer_top_k", m->layer_top_k);
     return wb_export_columns(job, sizes);
 }
 

@@ -62,12 +62,19 @@ wb_status wb_export_walk(export_job *job, bool deep, export_each *each, void *ct
  * wb_record_check refuses. */
 wb_status wb_export_choose(export_job *job, export_each *look, void *ctx);
 
-/* The row at a position as ids of `bytes` (1, 2 or 4) in all hidden layers, into `out` of
- * wb_export_row_bytes: zero in dense layers, and `missing` throughout where there is none. True: there is a
- * row. */
+/* The row at a position as ids of `bytes` (1, 2 or 4) in all hidden layers, top_k in each, into `out` of
+ * wb_export_row_bytes: zero in dense layers, -1 behind the choices of a layer that has fewer, and `missing`
+ * throughout where there is none. True: there is a row. */
 size_t wb_export_row_bytes(const wb_route_model *model, unsigned bytes);
 bool wb_export_row(const wb_route_model *model, const wb_record *record, uint32_t position, unsigned bytes,
                    int32_t missing, uint8_t *row_out);
+
+/* UNSUPPORTED where the record says what indexers chose, but not from position `first` on to its last row. */
+wb_status wb_export_check_indexer(const wb_record *record, uint32_t first);
+/* Its choices from `first` on, [rows][n_indexer_layers][indexer_k] int32, by wb_export_bytes or
+ * wb_export_base64. */
+typedef void export_put(export_out *out, const void *bytes, size_t size);
+void wb_export_indexer(export_job *job, const wb_record *record, uint32_t first, export_put *put);
 
 /* The weight version of a record that has one for all of its tokens; -1: none, or several. */
 int64_t wb_export_version(const wb_record *record);

@@ -64,6 +64,21 @@ static void put_rows(export_job *job, uint64_t i, const wb_record *r, uint8_t *r
     wb_export_end(job->out);
 }
 
+static void put_indexer(export_job *job, uint64_t i, const wb_record *r) {
+    const uint64_t n = r->n_tokens > 0 ? r->n_tokens - 1 : 0;
+    const uint64_t shape[] = {n, job->model->n_indexer_layers, job->model->indexer_k};
+    wb_export_begin(job->out, numbered("rollout_indexer_topk", i).text, "<i4", 3, shape);
+    wb_export_indexer(job, r, 0, wb_export_bytes);
+    wb_export_end(job->out);
+}
+
+static wb_status look_at(export_job *job, uint64_t i, const wb_record *r, void *ctx) {
+    (void)job;
+    (void)i;
+    (void)ctx;
+    return wb_export_check_indexer(r, 0);
+}
+
 static wb_status put_sample(export_job *job, uint64_t i, const wb_record *r, void *row) {
     export_out *out = job->out;
     const uint64_t n = r->n_tokens, n_new = n - r->prompt_len;
@@ -72,6 +87,7 @@ static wb_status put_sample(export_job *job, uint64_t i, const wb_record *r, voi
     wb_export_end(out);
     put_number(out, "response_length", i, n_new);
     put_rows(job, i, r, row);
+    if (r->indexer) put_indexer(job, i, r);
     if (r->logprobs) put_reals(out, "rollout_log_probs", i, r->logprobs, n_new);
     if (r->sampling_logprobs) put_reals(out, "sampling_logprobs", i, r->sampling_logprobs, n_new);
     if (r->n_spans > 0) put_spans(out, i, r);
@@ -85,7 +101,7 @@ static wb_status put_sample(export_job *job, uint64_t i, const wb_record *r, voi
 wb_status wb_export_slime(export_job *job) {
     uint8_t *row = NULL;
     WB_TRY(WB_NEW(row, wb_export_row_bytes(job->model, 4), "row"));
-    wb_status status = wb_export_choose(job, NULL, NULL);
+    wb_status status = wb_export_choose(job, look_at, NULL);
     if (status == WB_OK) status = wb_export_walk(job, true, put_sample, row);
     free(row);
     return status;

@@ -74,10 +74,13 @@ bool wb_export_row(const wb_route_model *model, const wb_record *record, uint32_
     const uint32_t K = model->top_k;
     const size_t n = (size_t)model->num_hidden_layers * K;
     for (size_t i = 0; i < n; i++) put_id(row_out + i * bytes, row ? 0 : (uint32_t)missing, bytes);
+    size_t at = 0;
     for (uint32_t l = 0; row && l < model->n_moe_layers; l++)
-        for (uint32_t k = 0; k < K; k++)
+        for (uint32_t k = 0; k < K; k++) {
+            const bool is_choice = k < wb_route_layer_k(model, l);
             put_id(row_out + ((size_t)model->moe_layers[l] * K + k) * bytes,
-                   wb_route_id(row, dtype, (size_t)l * K + k), bytes);
+                   is_choice ? wb_route_id(row, dtype, at++) : UINT32_MAX, bytes);
+        }
     return row;
 }
 

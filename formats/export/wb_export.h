@@ -31,8 +31,14 @@ extern "C" {
  *     the last one.
  * slime: a sample's fields under their names and its number: tokens_<i>, response_length_<i>,
  *     rollout_routed_experts_<i> [n - 1][layers][K] of int32, a row of -1 where there is none,
- * rollout_log_probs_<i>. sglang and vllm carry spans, sampling and kept tokens too; slime spans; verl a
- * weight version where it is one. */
+ *     rollout_log_probs_<i>.
+ * sglang and vllm carry spans, sampling and kept tokens too; slime spans; verl a
+ * weight version where it is one. What indexers chose has sglang as indexer_topk, and slime as
+ * rollout_indexer_topk_<i> [n - 1][layers that use an indexer][indexer_k] of int32, -1 behind the last
+ * position; a record that does not say so of all its rows has no place there. The others have it nowhere:
+ * they leave it out (wb_export_keeps_indexer).
+ * Where MoE layers differ in K, arrays have the largest, -1 behind the choices of the others; npz has routes
+ * [sum of n][sum of the layers' K] and layer_top_k [L]; vllm, whose ids are unsigned, has no place. */
 #define WB_EXPORT_LIST(X) \
     X(NPZ, "npz")         \
     X(SGLANG, "sglang")   \
@@ -49,6 +55,9 @@ WB_API const char *wb_export_layout_name(wb_export_layout layout);
 
 /* The layout of a name; INVALID_ARGUMENT, with the names there are, for any other. */
 WB_API wb_status wb_export_layout_find(const char *name, wb_export_layout *layout_out);
+
+/* Whether the layout has a place for what indexers chose, which is left out otherwise, and not refused. */
+WB_API bool wb_export_keeps_indexer(wb_export_layout layout);
 
 /* Takes the next bytes of what is written; anything but OK ends the export. */
 typedef wb_status wb_export_write_fn(void *ctx, const void *bytes, size_t size);

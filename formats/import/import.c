@@ -23,6 +23,7 @@ struct wb_import {
     import_source source;
     import_spread spread;
     import_stream stream;
+    uint64_t indexers_left_out;
     uint64_t requests, groups; /* that were begun; a group is an answer with its choices, or a request */
     bool has_group;            /* the document has begun one */
     /* Of the first choice of an answer: digests of the tokens that were fed and of its rows; 0: none. */
@@ -33,13 +34,21 @@ struct wb_import {
 
 /* ---- open and close ------------------------------------------------------------------------------- */
 
+/* Arrays have the most choices of any layer in each; -1 stands behind those of a layer that has fewer. */
+static wb_status check_choices(const wb_import *import, const char *name, const wb_route_model *model) {
+    uint32_t l = 0;
+    if (!model->layer_top_k || import->rules->minus_one_is_missing) return WB_OK;
+    while (model->layer_top_k[l] == model->top_k) l++;
+    return wb_fail(WB_UNSUPPORTED,
+                   "%s: MoE layer %" PRIu32 " (model layer %" PRIu32 ") has %" PRIu32
+                   " choices and others up to %" PRIu32 ": the layout has nothing to stand for the rest",
+                   name, l, model->moe_layers[l], model->layer_top_k[l], model->top_k);
+}
+
 static wb_status copy_arguments(wb_import *import, const char *name, const wb_route_model *model) {
     char *text = NULL;
     WB_TRY(wb_route_model_check(model));
-    if (model->layer_top_k)
-        return wb_fail(
-            WB_UNSUPPORTED,
-            "%s: the model's MoE layers have different numbers of choices, which no layout can say", name);
+    WB_TRY(check_choices(import, name, model));
     WB_TRY(WB_OWN(&import->memory, text, strlen(name) + 1, name));
     memcpy(text, name, strlen(name));
     import->name = text;
@@ -155,9 +164,11 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
     WB_TRY(wb_import_read_extras(r, import->rules, &t, owner, &record));
     WB_TRY(take_routes(import, r, &t, &record));
     const uint32_t start = record.n_routes > 0 ? record.routes[0].start : 0;
-    WB_TRY(wb_import_read_indexer(r, &import->model, &t, start, owner, &record));
+    bool left_out = false;
+    WB_TRY(wb_import_read_indexer(r, &import->model, &t, start, owner, &record, &left_out));
     WB_TRY(wb_record_check(&import->model, &record, true));
     WB_TRY(take_rid(import, rid));
+    import->indexers_left_out += left_out;
     *record_out = record;
     return WB_OK;
 }
@@ -245,6 +256,10 @@ wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *found_o
 
 bool wb_import_has_tokens(const wb_import *import) {
     return import->source.form != IMPORT_NPY;
+}
+
+uint64_t wb_import_indexers_left_out(const wb_import *import) {
+    return import->indexers_left_out;
 }
 
 size_t wb_import_bytes_read(const wb_import *import) {

@@ -21,9 +21,10 @@ static const uint8_t *row_at(const import_rows *r, uint32_t i) {
 
 /* Whether MoE layer l is zero in all valid rows. */
 static bool layer_is_zero(const import_rows *r, uint32_t l) {
-    const size_t bytes = wb_route_row_bytes(r->model) / r->model->n_moe_layers;
+    const size_t id_bytes = wb_dtype_size(r->dtype), first = wb_route_layer_first(r->model, l) * id_bytes,
+                 bytes = wb_route_layer_k(r->model, l) * id_bytes;
     for (uint32_t i = 0; i < r->rows; i++)
-        if (wb_row_valid(r->valid, i) && !is_zero(row_at(r, i) + l * bytes, bytes)) return false;
+        if (wb_row_valid(r->valid, i) && !is_zero(row_at(r, i) + first, bytes)) return false;
     return true;
 }
 
@@ -38,26 +39,27 @@ static wb_status all_zero(uint32_t n) {
 static wb_status check_zeros(const import_rows *r) {
     const wb_route_model *m = r->model;
     const uint32_t n = r->rows - r->missing;
-    uint32_t first = UINT32_MAX, zero = 0;
+    uint32_t first = UINT32_MAX, zero = 0, certain = 0; /* layers that are zero; of these, those with K > 1 */
     for (uint32_t l = 0; l < m->n_moe_layers; l++) {
         if (!layer_is_zero(r, l)) continue;
-        if (zero++ == 0) first = l;
+        zero++;
+        if (wb_route_layer_k(m, l) > 1 && certain++ == 0) first = l;
     }
-    if (m->top_k == 1 && (zero < m->n_moe_layers || n * zero * log2(m->num_experts) < doubtful_bits))
-        return WB_OK;
-    if (zero == 0) return WB_OK;
-    if (zero == m->n_moe_layers) return all_zero(n);
+    const bool all = zero == m->n_moe_layers;
+    if (certain == 0 && (!all || n * zero * log2(m->num_experts) < doubtful_bits)) return WB_OK;
+    if (all) return all_zero(n);
     return wb_fail(WB_INVALID_ARGUMENT,
                    "MoE layer %" PRIu32 " (model layer %" PRIu32 ") is zero in all %" PRIu32
                    " rows: the engine has not filled it (%" PRIu32 " such layers)",
-                   first, m->moe_layers[first], n, zero);
+                   first, m->moe_layers[first], n, certain);
 }
 
 /* log2 of the number of rows that there may be. */
 static double bits_of_row(const wb_route_model *m) {
     double bits = 0;
-    for (uint32_t k = 0; k < m->top_k; k++) bits += log2(m->num_experts - k);
-    return bits * m->n_moe_layers;
+    for (uint32_t l = 0; l < m->n_moe_layers; l++)
+        for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++) bits += log2(m->num_experts - k);
+    return bits;
 }
 
 /* Whether all valid rows are one row, and how many there are of it at positions whose token is another than

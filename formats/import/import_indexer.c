@@ -97,14 +97,15 @@ static wb_status take_rows(const choices *c, const wb_route_model *m, uint32_t s
 
 wb_status wb_import_read_indexer(const import_request *request, const wb_route_model *model,
                                  const import_tokens *tokens, uint32_t start, wb_owner *owner,
-                                 wb_record *record) {
-    static const char *const names[] = {"indexer_topk", NULL};
+                                 wb_record *record, bool *left_out) {
+    static const char *const names[] = {"indexer_topk", "rollout_indexer_topk", NULL};
     const import_value field = wb_import_field(request, IMPORT_WANT_ANY, names, NULL);
     const uint32_t fed = tokens->n > 0 ? tokens->n - 1 : 0;
     import_payload payload;
     choices c = {0};
     wb_indexer_rows *rows = NULL;
-    if (field.kind == IMPORT_NONE || model->n_indexer_layers == 0 || start >= fed) return WB_OK;
+    *left_out = field.kind != IMPORT_NONE && model->n_indexer_layers == 0;
+    if (field.kind == IMPORT_NONE || *left_out || start >= fed) return WB_OK;
     const wb_status status = wb_import_open_payload(&field, (import_type){'i', 4, false}, owner, &payload);
     if (status != WB_OK) return wb_fail_context(status, "indexer_topk");
     WB_TRY(find_choices(request, model, fed - start, &payload.array, &c));

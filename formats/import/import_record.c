@@ -59,7 +59,8 @@ static bool is_same(const import_value *a, const import_value *b) {
 static uint32_t number_in_group(const import_request *r, const import_value *uid) {
     const import_value all = wb_import_get(&r->answer, "uid");
     uint32_t n = 0;
-    for (size_t i = 0; all.kind == IMPORT_ARRAY && i < r->batch_row && i < all.length; i++) {
+    const bool is_batch = all.kind == IMPORT_ARRAY || all.kind == IMPORT_LIST;
+    for (size_t i = 0; is_batch && i < r->batch_row && i < all.length; i++) {
         const import_value one = wb_import_number(&all, i);
         n += is_same(&one, uid);
     }

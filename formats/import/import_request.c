@@ -30,8 +30,10 @@ static bool is_wanted(const import_value *v, import_want want) {
     }
 }
 
-/* The request's own part of an array that has one for each request of the batch. */
+/* The request's own part of an array or a list that has one for each request of the batch. */
 static import_value own_part(const import_request *r, import_value v) {
+    if (r->n_batch > 0 && v.kind == IMPORT_LIST && v.length == r->n_batch)
+        return wb_import_at(&v, r->batch_row);
     if (r->n_batch == 0 || v.kind != IMPORT_ARRAY || v.array.shape[0] != r->n_batch) return v;
     const import_array part = wb_import_part(&v.array, r->batch_row);
     return wb_import_of_array(&part);

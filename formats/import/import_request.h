@@ -22,7 +22,7 @@ typedef struct import_request {
     import_value choice; /* the map that the request alone has; kind NONE where the answer is one request */
     import_value answer; /* the map around it */
     uint32_t index, n_choices; /* of n choices this is number `index`, which the answer says or the order */
-    size_t batch_row, n_batch; /* of a batch of n_batch arrays this is one; 0: no batch */
+    size_t batch_row, n_batch; /* of a batch of n_batch this is one; 0: no batch */
     const struct import_parts
         *parts; /* what parts of a stream before this one said (import_stream.h); or NULL */
     int number; /* fields are called "<name>_<number>"; -1: they are called by their names */

@@ -85,15 +85,32 @@ static size_t layer_of(const import_rows *r, tape_shape shape, uint32_t l) {
     return shape.layers == r->model->n_moe_layers ? l : r->model->moe_layers[l];
 }
 
+/* Behind the choices of a layer that has fewer than others stands -1, or the zeros of a missing row. */
+static wb_status check_filler(const import_rows *r, const import_array *a, size_t first, uint32_t l,
+                              uint32_t position) {
+    const uint32_t K = wb_route_layer_k(r->model, l);
+    for (uint32_t k = K; k < r->model->top_k; k++) {
+        const int64_t found = wb_import_integer(a, first + k);
+        if (found == -1 || (found == 0 && r->rules->zeros_are_missing)) continue;
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "position %" PRIu32 ", MoE layer %" PRIu32 " (model layer %" PRIu32
+                       "): expected -1 behind its %" PRIu32 " choices, found %" PRId64,
+                       position, l, r->model->moe_layers[l], K, found);
+    }
+    return WB_OK;
+}
+
 /* Writes row `row` of the array to `out` and says how it looks; ids that are no experts are refused, -1 not
  * yet. */
 static wb_status take_row(const import_rows *r, const import_array *a, tape_shape shape, size_t row,
                           uint32_t position, uint8_t *out, row_look *look_out) {
-    const uint32_t K = r->model->top_k, E = r->model->num_experts;
+    const uint32_t E = r->model->num_experts;
+    size_t to = 0;
     bool any_minus_one = false, any_id = false, any_other = false;
     for (uint32_t l = 0; l < r->model->n_moe_layers; l++) {
-        const size_t first = (row * shape.layers + layer_of(r, shape, l)) * K;
-        for (uint32_t k = 0; k < K; k++) {
+        const size_t first = (row * shape.layers + layer_of(r, shape, l)) * r->model->top_k;
+        WB_TRY(check_filler(r, a, first, l, position));
+        for (uint32_t k = 0; k < wb_route_layer_k(r->model, l); k++) {
             const int64_t id = wb_import_integer(a, first + k);
             const bool is_missing = id == -1 && r->rules->minus_one_is_missing;
             if (!is_missing && (id < 0 || id >= E))
@@ -104,7 +121,7 @@ static wb_status take_row(const import_rows *r, const import_array *a, tape_shap
             any_minus_one |= is_missing;
             any_id |= !is_missing;
             any_other |= !is_missing && id != 0;
-            wb_route_id_set(out, r->dtype, (size_t)l * K + k, is_missing ? 0 : (uint32_t)id);
+            wb_route_id_set(out, r->dtype, to++, is_missing ? 0 : (uint32_t)id);
         }
     }
     if (any_minus_one && any_id)

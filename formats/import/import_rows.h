@@ -23,7 +23,7 @@ typedef struct import_rows {
     const wb_route_model *model;
     const import_rules *rules;
     wb_dtype dtype;
-    uint8_t *ids;   /* [rows + 1][L][K]; the last one is scratch */
+    uint8_t *ids;   /* [rows + 1][L][K of the layer]; the last one is scratch */
     uint8_t *valid; /* bits */
     uint32_t start, rows;
     uint32_t missing; /* rows that are not valid */

@@ -189,11 +189,15 @@ void wb_import_source_close(import_source *source) {
     wb_owner_close(&source->memory);
 }
 
-/* A list of answers is as many documents. [data, shape, dtype] is one. */
-static bool is_list_of_answers(const import_value *value) {
-    if (value->kind != IMPORT_LIST || value->length == 0) return false;
-    const import_value first = wb_import_at(value, 0);
-    return first.kind == IMPORT_MAP || first.kind == IMPORT_LIST;
+/* A list of answers is as many documents, and so are the samples of a step that slime keeps together. Kind
+ * NONE: the document is one answer, as [data, shape, dtype] is. */
+static import_value answers_of(const import_value *document) {
+    const import_value samples = wb_import_get(document, "samples");
+    const import_value *list = document->kind == IMPORT_LIST ? document : &samples;
+    if (list->kind != IMPORT_LIST || list->length == 0) return (import_value){0};
+    const import_value first = wb_import_at(list, 0);
+    const bool are_answers = first.kind == IMPORT_MAP || (list == document && first.kind == IMPORT_LIST);
+    return are_answers ? *list : (import_value){0};
 }
 
 static wb_status next_whole(import_source *s, import_value *value_out, bool *found_out) {
@@ -220,8 +224,10 @@ wb_status wb_import_source_next(import_source *source, import_value *value_out, 
     if (source->list.kind != IMPORT_LIST || source->next_item >= source->list.length) {
         if (source->list.kind == IMPORT_LIST) source->list.kind = IMPORT_NONE;
         WB_TRY(next_whole(source, value_out, found_out));
-        if (!*found_out || !is_list_of_answers(value_out)) return WB_OK;
-        source->list = *value_out;
+        if (!*found_out) return WB_OK;
+        const import_value answers = answers_of(value_out);
+        if (answers.kind == IMPORT_NONE) return WB_OK;
+        source->list = answers;
         source->next_item = 0;
     }
     char *comma = strchr(source->where, ',');

@@ -11,15 +11,25 @@ static import_value find_choices(const import_value *document) {
     return wb_import_at(&list, 0).kind == IMPORT_MAP ? list : (import_value){0};
 }
 
-/* Arrays of a batch: routes of four dimensions, or tokens of two. */
+static bool is_list_of_lists(const import_value *v) {
+    if (v->kind != IMPORT_LIST || v->length == 0) return false;
+    return wb_import_at(v, 0).kind == IMPORT_LIST;
+}
+
+/* A batch of arrays, or of lists: routes of four dimensions, or tokens of two. */
 static size_t batch_of(const import_value *document) {
-    static const char *const names[] = {"routed_experts", "rollout_routed_experts", NULL};
-    for (size_t i = 0; names[i]; i++) {
-        const import_value v = wb_import_get(document, names[i]);
+    static const char *const routes[] = {"routed_experts", "rollout_routed_experts", NULL},
+                             *const tokens[] = {"input_ids", "prompts", NULL};
+    for (size_t i = 0; routes[i]; i++) {
+        const import_value v = wb_import_get(document, routes[i]);
         if (v.kind == IMPORT_ARRAY && v.array.n_dims == 4) return v.array.shape[0];
     }
-    const import_value ids = wb_import_get(document, "input_ids");
-    return ids.kind == IMPORT_ARRAY && ids.array.n_dims == 2 ? ids.array.shape[0] : 0;
+    for (size_t i = 0; tokens[i]; i++) {
+        const import_value ids = wb_import_get(document, tokens[i]);
+        if (ids.kind == IMPORT_ARRAY && ids.array.n_dims == 2) return ids.array.shape[0];
+        if (is_list_of_lists(&ids)) return ids.length;
+    }
+    return 0;
 }
 
 /* The number behind `name` that a member is called by, as printf writes it, plus one, and at most `most`; 0:

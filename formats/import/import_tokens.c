@@ -63,32 +63,48 @@ static wb_status padded_prompt(const import_request *r, size_t n_padded, size_t 
     return WB_OK;
 }
 
-static wb_status read_padded(const import_request *r, const import_value *ids, const import_value *mask,
-                             wb_owner *owner, import_tokens *t) {
-    uint32_t *all = NULL, *is_token = NULL, *places = NULL;
-    if (ids->length != mask->length || ids->length >= WB_MAX_TOKENS)
-        return wb_fail(WB_CORRUPT, "attention_mask: expected %zu numbers, as many as input_ids, found %zu",
-                       ids->length, mask->length);
-    WB_TRY(padded_prompt(r, ids->length, &t->prompt_pad));
-    WB_TRY(wb_import_u32(ids, "input_ids", owner, &all));
+/* The ids [mask's length] of padded places, of which the mask says which are tokens. */
+static wb_status take_padded(const uint32_t *ids, const import_value *mask, size_t prompt_pad,
+                             wb_owner *owner, import_tokens *tokens_out) {
+    const size_t n = mask->length;
+    uint32_t *is_token = NULL, *places = NULL, *tokens = NULL;
+    import_tokens t = {.n_padded = n, .prompt_pad = prompt_pad};
+    if (n >= WB_MAX_TOKENS)
+        return wb_fail(WB_CORRUPT, "attention_mask: expected fewer than %u numbers, found %zu", WB_MAX_TOKENS,
+                       n);
     WB_TRY(wb_import_u32(mask, "attention_mask", owner, &is_token));
-    WB_TRY(WB_OWN(owner, places, ids->length, "tokens"));
-    t->n_padded = ids->length;
-    for (uint32_t i = 0; i < t->n_padded; i++) {
+    WB_TRY(WB_OWN(owner, places, n, "tokens"));
+    WB_TRY(WB_OWN(owner, tokens, n, "tokens"));
+    for (uint32_t i = 0; i < n; i++) {
         if (!is_token[i]) continue;
-        t->prompt_len += i < t->prompt_pad;
-        places[t->n] = i;
-        all[t->n++] = all[i];
+        t.prompt_len += i < prompt_pad;
+        places[t.n] = i;
+        tokens[t.n++] = ids[i];
     }
-    t->tokens = all;
-    t->places = places;
+    t.tokens = tokens;
+    t.places = places;
+    *tokens_out = t;
     return WB_OK;
 }
 
-/* Tokens without padding, whose rows are padded: they are where the mask says. */
+static wb_status read_padded(const import_request *r, const import_value *ids, const import_value *mask,
+                             wb_owner *owner, import_tokens *tokens_out) {
+    uint32_t *all = NULL;
+    size_t prompt_pad = 0;
+    if (ids->length != mask->length)
+        return wb_fail(WB_CORRUPT, "attention_mask: expected %zu numbers, as many as input_ids, found %zu",
+                       ids->length, mask->length);
+    WB_TRY(padded_prompt(r, ids->length, &prompt_pad));
+    WB_TRY(wb_import_u32(ids, "input_ids", owner, &all));
+    return take_padded(all, mask, prompt_pad, owner, tokens_out);
+}
+
+/* Prompt and new tokens one after the other, whose rows are padded: they are padded too where they are as
+ * many as the mask is long, else they are where the mask says. */
 static wb_status find_places(const import_value *mask, wb_owner *owner, import_tokens *t) {
     uint32_t *is_token = NULL, *places = NULL;
     size_t n = 0;
+    if (t->n == mask->length) return take_padded(t->tokens, mask, t->prompt_len, owner, t);
     WB_TRY(wb_import_u32(mask, "attention_mask", owner, &is_token));
     WB_TRY(WB_OWN(owner, places, mask->length, "tokens"));
     for (size_t i = 0; i < mask->length; i++)
@@ -231,6 +247,19 @@ static wb_status read_prompt_and_new(const import_request *r, const import_value
     return join(first, prompt.length, added.tokens, added.n, owner, t);
 }
 
+/* verl's prompts and responses, where its input_ids, which are both, are left out. */
+static wb_status read_halves(const import_request *r, wb_owner *owner, import_tokens *t) {
+    static names prompts = {"prompts", NULL}, responses = {"responses", NULL};
+    const import_value first = wb_import_field(r, IMPORT_WANT_NUMBERS, prompts, NULL),
+                       second = wb_import_field(r, IMPORT_WANT_NUMBERS, responses, NULL);
+    uint32_t *prompt = NULL, *response = NULL;
+    if (first.kind == IMPORT_NONE || second.kind == IMPORT_NONE)
+        return wb_fail(WB_NOT_FOUND, "expected input_ids, or prompts and responses, beside attention_mask");
+    WB_TRY(wb_import_u32(&first, "prompts", owner, &prompt));
+    WB_TRY(wb_import_u32(&second, "responses", owner, &response));
+    return join(prompt, first.length, response, second.length, owner, t);
+}
+
 wb_status wb_import_read_tokens(const import_request *r, const import_rules *rules, wb_owner *owner,
                                 import_tokens *tokens_out) {
     static names masks = {"attention_mask", NULL}, inputs = {"input_ids", NULL},
@@ -243,7 +272,10 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
     const bool has_new = output.kind != IMPORT_NONE ||
                          wb_import_field(r, IMPORT_WANT_LIST, pairs, NULL).kind != IMPORT_NONE || r->parts;
     const bool is_padded = rules->is_padded && mask.kind != IMPORT_NONE;
-    if (is_padded && (ids.length == mask.length || !has_new)) {
+    if (is_padded && ids.kind == IMPORT_NONE && !has_new) {
+        WB_TRY(read_halves(r, owner, &t));
+        found = true;
+    } else if (is_padded && (ids.length == mask.length || !has_new)) {
         WB_TRY(read_padded(r, &ids, &mask, owner, &t));
         found = true;
     }

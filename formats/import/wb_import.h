@@ -31,18 +31,22 @@ extern "C" {
  * vllm: `choices[i].routed_experts`, a .npy file in base64; before 0.22 `prompt_routed_experts` [P, ..] of
  *     the answer and `routed_experts` [G - 1 or G, ..] of each choice.
  * sglang: `meta_info.routed_experts`, base64 of int32, or of the type that `routed_experts_dtype` names,
- *     without a shape; `sglext.routed_experts` of an answer is that of choice 0 alone.
+ *     without a shape; `sglext.routed_experts` of an answer is that of choice 0 alone. `indexer_topk`, base64
+ *     of int32 [n - 1 - start, indexer_topk_num_layers, k], -1 behind the last position.
  * nemo-rl: "nrlre1:<type>:<S>x<L>x<K>:<base64>"; a row of -1 is missing. S is n - 1, or n when the last row,
  *     of a token that was never fed, is missing.
- * slime: `rollout_routed_experts` of a sample, int32.
- * verl: `routed_experts` [prompt_pad + response_pad, ..] beside `attention_mask`, which says which tokens
- *     are no padding; a row of zeros is missing where K > 1.
+ * slime: `rollout_routed_experts` of a sample, int32; `rollout_indexer_topk` as sglang's.
+ * verl: `routed_experts` [prompt_pad + response_pad, ..] beside `attention_mask`, which says which places
+ *     of `input_ids`, or of `prompts` and `responses`, are no padding; a row of zeros is missing where K > 1.
  * trtllm: `routed_experts`, int16 of the MoE layers; a row of -1 is missing.
  * prime-rl: `routed_experts` {data, shape, dtype} in base85 or base64, or [data, shape, dtype] in msgpack;
  *     without a dtype elements are as wide as the bytes make them. A last row of zeros, of a token never fed,
  *     is left out.
  * megatron: `moe_topk_indices` of the whole text, and `prompt_moe_topk_indices`, a copy of its beginning.
- * dynamo: `routed_experts` {data, shape, dtype, start} in base64, or as sglang. */
+ * dynamo: `routed_experts` {data, shape, dtype, start} in base64, or as sglang.
+ *
+ * Where MoE layers differ in K, arrays have the largest of them in each, -1 behind a layer's own choices: in
+ * layouts where -1 is missing. Of vllm, prime-rl and megatron such a model is UNSUPPORTED. */
 #define WB_IMPORT_LIST(X)   \
     X(VLLM, "vllm")         \
     X(SGLANG, "sglang")     \
@@ -94,6 +98,10 @@ WB_API wb_status wb_import_next(wb_import *import, wb_record *record_out, bool *
  * more than rows and all of the prompt: enough to count the load of experts, while a replay, which compares
  * tokens, refuses them. */
 WB_API bool wb_import_has_tokens(const wb_import *import);
+
+/* Requests given out so far that say what indexers chose, where the model has none: it has no place in their
+ * records. */
+WB_API uint64_t wb_import_indexers_left_out(const wb_import *import);
 
 /* How far the import is: the bytes that have been read, of all. A list or an archive, which is read at once,
  * counts by the requests of it that were given out. */

@@ -4,6 +4,7 @@
 #ifndef WB_BYTE_LANES_H
 #define WB_BYTE_LANES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -40,6 +41,17 @@ LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
 /* x == y */
 LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
     return _mm512_cmpeq_epi8_mask(x, y);
+}
+/* m, where x and y differ as well */
+LANES_INLINE lanes_mask lanes_differ(lanes_mask m, lanes x, lanes y) {
+    return _mm512_mask_cmpneq_epi8_mask(m, x, y);
+}
+LANES_INLINE bool lanes_all(lanes_mask m) {
+    return m == UINT64_MAX;
+}
+/* Each eight bytes turned by n of them, 1..7. */
+LANES_INLINE lanes lanes_turn(lanes x, unsigned n) {
+    return _mm512_rolv_epi64(x, _mm512_set1_epi64(8 * (int)n));
 }
 /* x has the bit, a power of two. */
 LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
@@ -83,6 +95,19 @@ LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
 LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
     return _mm256_cmpeq_epi8(x, y);
 }
+LANES_INLINE lanes_mask lanes_differ(lanes_mask m, lanes x, lanes y) {
+    return _mm256_andnot_si256(lanes_same(x, y), m);
+}
+LANES_INLINE bool lanes_all(lanes_mask m) {
+    return _mm256_movemask_epi8(m) == -1;
+}
+LANES_INLINE lanes lanes_turn(lanes x, unsigned n) {
+    typedef uint64_t words __attribute__((vector_size(32)));
+    const uint64_t order = 0x0706050403020100u, first = order << 8 * n | order >> (64 - 8 * n),
+                   second = first + 0x0808080808080808u;
+    const words places = {first, second, first, second};
+    return _mm256_shuffle_epi8(x, (__m256i)places);
+}
 LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
     return lanes_same(_mm256_and_si256(x, lanes_set(bit)), lanes_set(bit));
 }
@@ -125,6 +150,19 @@ LANES_INLINE lanes_mask lanes_at_least(lanes x, lanes y) {
 }
 LANES_INLINE lanes_mask lanes_same(lanes x, lanes y) {
     return (lanes_mask)(x == y);
+}
+LANES_INLINE lanes_mask lanes_differ(lanes_mask m, lanes x, lanes y) {
+    return m & ~lanes_same(x, y);
+}
+LANES_INLINE bool lanes_all(lanes_mask m) {
+    static const lanes_mask none;
+    const lanes_mask not_yet = ~m;
+    return memcmp(&not_yet, &none, sizeof none) == 0;
+}
+LANES_INLINE lanes lanes_turn(lanes x, unsigned n) {
+    typedef uint64_t words __attribute__((vector_size(16)));
+    const words v = (words)x;
+    return (lanes)(v << 8 * n | v >> (64 - 8 * n));
 }
 LANES_INLINE lanes_mask lanes_has(lanes x, unsigned bit) {
     return lanes_same(x & lanes_set(bit), lanes_set(bit));

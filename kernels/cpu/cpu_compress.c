@@ -31,12 +31,9 @@ static part part_of(const wb_compress *args, const operand *list, int64_t block)
         args, list[0].f32, list[1].f32, compress_channels(args), first, left < CHANNELS ? left : CHANNELS};
 }
 
-/* The channels of the entry before, in front, and of the own one. */
-static int64_t channels_ahead(part p) {
-    return p.first;
-}
-static int64_t channels_own(part p) {
-    return p.first + (p.args->overlaps ? p.args->width : 0);
+/* The first of the part's channels of a position for its own entry, or for the one behind that. */
+static int64_t first_channel(part p, bool is_own) {
+    return compress_channel(p.args, is_own, p.first);
 }
 
 static const float *bias_at(part p, int64_t t, int64_t channel) {
@@ -64,7 +61,7 @@ static void end_entry(part p, const chains *c, float *entry) {
 
 /* The part's chains in a state, those of entry number `of`: three rows of all channels. */
 static float *state_at(part p, const wb_sequence_run *run, int of, int row) {
-    return run_state(&p.args->of, run) + (3 * of + row) * p.args->width + p.first;
+    return run_state(&p.args->of, run) + compress_state_at(p.args, of, row, p.first);
 }
 
 static void load_chains(part p, const wb_sequence_run *run, int of, chains *c) {
@@ -91,8 +88,8 @@ static void forward_run(part p, const wb_sequence_run *run, float *entries) {
     load_chains(p, run, 0, &own);
     if (args->overlaps) load_chains(p, run, 1, &next);
     for (int64_t t = run->start; t < run->start + run->n; t++) {
-        add_position(p, t, channels_own(p), &own);
-        if (args->overlaps) add_position(p, t, channels_ahead(p), &next);
+        add_position(p, t, first_channel(p, true), &own);
+        if (args->overlaps) add_position(p, t, first_channel(p, false), &next);
         if (args->pos[t] % args->ratio < args->ratio - 1) continue;
         end_entry(p, &own, entries + t * args->width + p.first);
         if (args->overlaps) own = next;
@@ -151,11 +148,11 @@ static void backward_run(part p, const wb_sequence_run *run, const float *dentri
         const float *d = dentries + (begin + R - 1) * p.args->width + p.first;
         float entry[CHANNELS];
         chains c = {{0}, {0}, {0}};
-        for (int64_t t = begin - R; before && t < begin; t++) add_position(p, t, channels_ahead(p), &c);
-        for (int64_t t = begin; t < begin + R; t++) add_position(p, t, channels_own(p), &c);
+        for (int64_t t = begin - R; before && t < begin; t++) add_position(p, t, first_channel(p, false), &c);
+        for (int64_t t = begin; t < begin + R; t++) add_position(p, t, first_channel(p, true), &c);
         end_entry(p, &c, entry);
-        if (before) backward_positions(p, begin - R, channels_ahead(p), &c, entry, d, to);
-        backward_positions(p, begin, channels_own(p), &c, entry, d, to);
+        if (before) backward_positions(p, begin - R, first_channel(p, false), &c, entry, d, to);
+        backward_positions(p, begin, first_channel(p, true), &c, entry, d, to);
     }
 }
 

@@ -14,7 +14,7 @@ static void forward_token(const wb_gated_delta *a, int64_t t, int64_t head, cons
                           float *out, float *state) {
     const int64_t dim = a->heads.key_dim, n = a->heads.value_dim;
     const delta_gates gates = delta_load_gates(a, t, head);
-    rows_load(a->qkv, delta_value_at(a, t, head), n, v);
+    rows_load(a->qkv, wb_delta_value_at(a->heads, t, head), n, v);
     for (int64_t j = 0; j < n; j++) {
         float *row = state + j * dim;
         const float error = v[j] - delta_fade(dim, gates.decay, keys->k, row, row);

@@ -12,21 +12,10 @@ typedef struct delta_keys {
     float inverse_q, inverse_k, scale; /* what they were multiplied by */
 } delta_keys;
 
-/* Elements of qkv before the query, the key and the value of a token's head. */
-static inline int64_t delta_query_at(const wb_gated_delta *a, int64_t t, int64_t key_head) {
-    return t * wb_delta_width(a->heads) + key_head * a->heads.key_dim;
-}
-static inline int64_t delta_key_at(const wb_gated_delta *a, int64_t t, int64_t key_head) {
-    return delta_query_at(a, t, a->heads.n_key + key_head);
-}
-static inline int64_t delta_value_at(const wb_gated_delta *a, int64_t t, int64_t head) {
-    return delta_query_at(a, t, 2 * (int64_t)a->heads.n_key) + head * a->heads.value_dim;
-}
-
 static inline void delta_load_keys(const wb_gated_delta *a, int64_t t, int64_t key_head, delta_keys *keys) {
     const int64_t dim = a->heads.key_dim;
-    rows_load(a->qkv, delta_query_at(a, t, key_head), dim, keys->q);
-    rows_load(a->qkv, delta_key_at(a, t, key_head), dim, keys->k);
+    rows_load(a->qkv, wb_delta_query_at(a->heads, t, key_head), dim, keys->q);
+    rows_load(a->qkv, wb_delta_key_at(a->heads, t, key_head), dim, keys->k);
     keys->inverse_q = wb_delta_inverse_length(row_dot(keys->q, keys->q, dim));
     keys->inverse_k = wb_delta_inverse_length(row_dot(keys->k, keys->k, dim));
     keys->scale = wb_delta_query_scale(a->heads.key_dim);

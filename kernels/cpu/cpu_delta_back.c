@@ -63,7 +63,7 @@ static void compute_again(chunk *c, const wb_sequence_run *run, int64_t head) {
     for (int64_t i = 0; i < c->n; i++) {
         const float *before = c->states + i * size;
         c->gates[i] = delta_load_gates(a, c->first + i, head);
-        rows_load(a->qkv, delta_value_at(a, c->first + i, head), n, c->d);
+        rows_load(a->qkv, wb_delta_value_at(a->heads, c->first + i, head), n, c->d);
         for (int64_t j = 0; j < n; j++) {
             float *behind = c->states + (i + 1) * size + j * dim, *error = &c->errors[i * n + j];
             *error = c->d[j] - delta_fade(dim, c->gates[i].decay, c->keys[i].k, before + j * dim, behind);
@@ -146,7 +146,7 @@ static void backward_token(chunk *c, int64_t i, int64_t head, float *ds) {
     for (int64_t j = 0; j < n; j++) backward_value(c, i, j, ds + j * dim);
     add_lanes(dim, c->lanes_q, c->dq + i * dim);
     add_lanes(dim, c->lanes_k, c->dk + i * dim);
-    rows_store(n, c->d, c->dqkv, delta_value_at(a, t, head));
+    rows_store(n, c->d, c->dqkv, wb_delta_value_at(a->heads, t, head));
     const float db = row_dot(c->dd, c->errors + i * n, n) * (beta * (1.0f - beta));
     rows_store(1, &db, c->db, at);
     c->dg[at] = row_sum(c->dgs, n);
@@ -161,8 +161,8 @@ static void length_backward(int64_t n, float inverse, float *x, float *d) {
 
 static void keys_backward(chunk *c, int64_t i, int64_t key_head) {
     const wb_gated_delta *a = c->args;
-    const int64_t dim = a->heads.key_dim, q = delta_query_at(a, c->first + i, key_head),
-                  k = delta_key_at(a, c->first + i, key_head);
+    const int64_t dim = a->heads.key_dim, q = wb_delta_query_at(a->heads, c->first + i, key_head),
+                  k = wb_delta_key_at(a->heads, c->first + i, key_head);
     const delta_keys *keys = &c->keys[i];
     float *dq = c->dq + i * dim, *dk = c->dk + i * dim;
     for (int64_t x = 0; x < dim; x++) dq[x] *= keys->scale;

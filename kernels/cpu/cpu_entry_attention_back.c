@@ -1,129 +1,187 @@
 /* cpu_entry_attention_back.c - the backward of attention over a window and compressed entries.
  *
- * A task is a sequence, whose queries add to its rows one after the other: a row's gradient is one chain, of
- * each query the heads' parts by scores, then by weights. Refuses: the forward (cpu_entry_attention.c). */
+ * Queries go a band after the other. Tasks are the band's queries first, each of which leaves the
+ * coefficients of its keys, and then some columns of the rows' gradients, to which each query adds in
+ * turn: a row's gradient is one chain, of each query the heads' parts by scores, then by weights. Refuses:
+ * the forward (cpu_entry_attention.c). */
 #include "cpu/cpu_entries.h"
 
-/* One sequence; arrays live in a thread's scratch. */
-typedef struct sequence_task {
-    piece p;
-    int64_t entries; /* that end in the piece */
-    float *rows,
-        *d_rows; /* [p.count + entries, head_dim] keys of positions, then entries; and their gradients */
-    /* of a query: [keys, head_dim] its keys and their gradients */
-    float *keys, *d_keys;
-    float *queries;      /* [2 n_heads, head_dim] q times scale, then dout */
-    float *coefficients; /* [2 n_heads, keys] gradients of scores, then weights */
-    float *dq, *product; /* [n_heads, head_dim], PRODUCT_FLOATS */
-} sequence_task;
+/* Queries of a band. */
+enum { BAND = 32 };
 
-size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t rows, int64_t keys) {
-    const int64_t hd = heads->head_dim, n = heads->n_heads;
-    return (size_t)(PRODUCT_FLOATS + 2 * (rows + keys) * hd + n * (3 * hd + 2 * keys)) * sizeof(float);
+/* What tasks share. Rows are those of the tokens' positions, then of the entries, which of a sequence are
+ * number T + t / ratio, t being its first token, and the next ones. */
+typedef struct backward_call {
+    const wb_entry_attention *args;
+    wb_rows dout, dq;
+    int64_t first, n, most; /* the band's tokens, and keys of a query at most */
+    float *rows, *d_rows;   /* [T + T / ratio, head_dim] and their gradients */
+    float *queries,
+        *coefficients; /* of each query of the band: [2 n_heads, head_dim] q times scale, then dout;
+                                    * [2 n_heads, its keys] gradients of scores, then weights */
+    float *sink_terms; /* [T, n_heads], or NULL */
+} backward_call;
+
+size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t keys) {
+    return (size_t)(PRODUCT_FLOATS + (keys + heads->n_heads) * heads->head_dim) * sizeof(float);
 }
 
-static sequence_task place_task(const wb_entry_attention *args, piece p, int64_t keys, float *scratch) {
-    const int64_t hd = args->raw.head_dim, heads = args->raw.n_heads;
-    sequence_task s = {.p = p, .entries = entries_seen(args->entries.ratio, (int32_t)p.count - 1)};
-    s.product = scratch;
-    s.rows = s.product + PRODUCT_FLOATS;
-    s.d_rows = s.rows + (p.count + s.entries) * hd;
-    s.keys = s.d_rows + (p.count + s.entries) * hd;
-    s.d_keys = s.keys + keys * hd;
-    s.queries = s.d_keys + keys * hd;
-    s.dq = s.queries + 2 * heads * hd;
-    s.coefficients = s.dq + heads * hd;
-    return s;
+size_t WB_CPU(entry_attention_shared_bytes)(const wb_attention *heads, int64_t T, int64_t entries,
+                                            int64_t keys) {
+    const int64_t hd = heads->head_dim, rows = 2 * (T + entries) * hd;
+    return (size_t)(rows + BAND * 2 * heads->n_heads * (hd + keys)) * sizeof(float);
 }
 
-/* ---- rows of the sequence ---------------------------------------------------------------------- */
-
-/* Where row i of the task lies: the first element among k's or among those of entries. */
-static int64_t row_element(const wb_entry_attention *args, const sequence_task *s, int64_t i) {
-    const int32_t *blocks = blocks_of_token(args, s->p.t);
-    if (i < s->p.count) return position_row(blocks, args->raw.block_size, i) * args->raw.head_dim;
-    const int32_t w = (int32_t)(i - s->p.count);
-    return entry_row(blocks, args->raw.block_size, args->entries.ratio, w) * args->entries.stride;
+static float *band_queries(const backward_call *c, int64_t t) {
+    return c->queries + (t - c->first) * 2 * c->args->raw.n_heads * c->args->raw.head_dim;
+}
+static float *band_coefficients(const backward_call *c, int64_t t) {
+    return c->coefficients + (t - c->first) * 2 * c->args->raw.n_heads * c->most;
 }
 
-static void load_rows(const wb_entry_attention *args, const sequence_task *s, wb_rows k, wb_rows entries,
-                      float *to) {
+/* ---- rows -------------------------------------------------------------------------------------- */
+
+/* The row of entry w of token t's sequence, which begins at position 0. */
+static int64_t entry_number(const wb_entry_attention *args, int64_t t, int32_t w) {
+    return args->raw.T + (t - args->raw.pos[t]) / args->entries.ratio + w;
+}
+
+static int64_t row_of_key(const wb_entry_attention *args, int64_t t, key_list keys, int64_t i) {
+    if (i < keys.raw) return t - args->raw.pos[t] + keys.first + i;
+    return entry_number(args, t, entry_of(keys, i - keys.raw));
+}
+
+/* Whether an entry ends at token t, and of that the number and the first element among those of entries. */
+static bool find_ended(const wb_entry_attention *args, int64_t t, int64_t *row, int64_t *at) {
+    const int32_t ratio = args->entries.ratio, pos = args->raw.pos[t];
+    if (ratio == 0 || (pos + 1) % ratio != 0) return false;
+    *row = entry_number(args, t, pos / ratio);
+    *at =
+        entry_row(blocks_of_token(args, t), args->raw.block_size, ratio, pos / ratio) * args->entries.stride;
+    return true;
+}
+
+static int64_t position_element(const wb_entry_attention *args, int64_t t) {
+    return position_row(blocks_of_token(args, t), args->raw.block_size, args->raw.pos[t]) *
+           args->raw.head_dim;
+}
+
+static void load_row(const wb_entry_attention *args, int64_t t, wb_rows k, wb_rows entries, float *to) {
     const int64_t hd = args->raw.head_dim;
-    for (int64_t i = 0; i < s->p.count + s->entries; i++)
-        rows_load(i < s->p.count ? k : entries, row_element(args, s, i), hd, to + i * hd);
+    int64_t row, at;
+    if (args->raw.seq[t] < 0) return;
+    rows_load(k, position_element(args, t), hd, to + t * hd);
+    if (find_ended(args, t, &row, &at)) rows_load(entries, at, hd, to + row * hd);
 }
 
-static void store_rows(const wb_entry_attention *args, const sequence_task *s, wb_rows dk, wb_rows dentries) {
+static void store_row(const wb_entry_attention *args, int64_t t, const float *from, wb_rows dk,
+                      wb_rows dentries) {
     const int64_t hd = args->raw.head_dim;
-    for (int64_t i = 0; i < s->p.count + s->entries; i++)
-        rows_store(hd, s->d_rows + i * hd, i < s->p.count ? dk : dentries, row_element(args, s, i));
+    int64_t row, at;
+    if (args->raw.seq[t] < 0) return;
+    rows_store(hd, from + t * hd, dk, position_element(args, t));
+    if (find_ended(args, t, &row, &at)) rows_store(hd, from + row * hd, dentries, at);
 }
 
-/* The row of the task that key i of a query is. */
-static int64_t row_of_key(const sequence_task *s, key_list keys, int64_t i) {
-    return i < keys.raw ? keys.first + i : s->p.count + entry_of(keys, i - keys.raw);
-}
+/* ---- tasks ------------------------------------------------------------------------------------- */
 
-/* ---- a query ----------------------------------------------------------------------------------- */
-
-/* dq of token t (=), and the gradients of its keys (+=). */
-static void backward_query(const wb_entry_attention *args, sequence_task *s, int64_t t, wb_rows dout,
-                           wb_rows dq, float *sink_terms) {
+/* dq of token t (=), and what it leaves for the rows. */
+static void backward_query(const backward_call *c, int64_t t, float *scratch) {
+    const wb_entry_attention *args = c->args;
     const wb_attention *raw = &args->raw;
     const key_list keys = find_list(args, t);
     const int64_t n = key_count(keys), hd = raw->head_dim, heads = raw->n_heads;
-    const size_t bytes = (size_t)hd * sizeof(float);
     const piece p = {t, 1};
-    float *q = s->queries, *d = q + heads * hd, *ds = s->coefficients, *weights = ds + heads * n;
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t row = row_of_key(s, keys, i);
-        memcpy(s->keys + i * hd, s->rows + row * hd, bytes);
-        memcpy(s->d_keys + i * hd, s->d_rows + row * hd, bytes);
-    }
+    float *of_keys = scratch + PRODUCT_FLOATS, *dq = of_keys + n * hd;
+    float *q = band_queries(c, t), *d = q + heads * hd, *ds = band_coefficients(c, t),
+          *weights = ds + heads * n;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(of_keys + i * hd, c->rows + row_of_key(args, t, keys, i) * hd, (size_t)hd * sizeof(float));
     gather_queries(raw, p, 0, raw->scale, hd, raw->q, q);
-    gather_queries(raw, p, 0, 1.0f, hd, dout, d);
-    const wb_weight k = {s->keys, WB_F32, n, hd};
+    gather_queries(raw, p, 0, 1.0f, hd, c->dout, d);
+    const wb_weight k = {of_keys, WB_F32, n, hd};
     const wb_matmul products[] = {wb_matmul_forward(heads, wb_f32_rows(q), k, wb_f32_rows(weights)),
                                   wb_matmul_forward(heads, wb_f32_rows(d), k, wb_f32_rows(ds))};
-    WB_CPU(product)(&products[0], s->product);
-    WB_CPU(product)(&products[1], s->product);
+    WB_CPU(product)(&products[0], scratch);
+    WB_CPU(product)(&products[1], scratch);
     for (int64_t h = 0; h < heads; h++) {
         const float term = backward_row(raw, h, (span){0, n}, n, weights + h * n, ds + h * n);
-        if (sink_terms) sink_terms[t * heads + h] = term;
+        if (c->sink_terms) c->sink_terms[t * heads + h] = term;
     }
-    const wb_matmul to_q = wb_matmul_dgrad(heads, wb_f32_rows(ds), k, wb_f32_rows(s->dq), false);
-    const wb_matmul to_keys =
-        wb_matmul_wgrad(2 * heads, hd, n, wb_f32_rows(s->coefficients), wb_f32_rows(s->queries), s->d_keys);
-    WB_CPU(product)(&to_q, s->product);
-    WB_CPU(product)(&to_keys, s->product);
-    scatter_queries(raw, p, 0, &raw->scale, 0, hd, s->dq, dq);
+    const wb_matmul to_q = wb_matmul_dgrad(heads, wb_f32_rows(ds), k, wb_f32_rows(dq), false);
+    WB_CPU(product)(&to_q, scratch);
+    scatter_queries(raw, p, 0, &raw->scale, 0, hd, dq, c->dq);
+}
+
+/* What token t adds to the columns [first, first + width) of the rows that it sees. */
+static void add_query(const backward_call *c, int64_t t, int64_t first, int64_t width, float *scratch) {
+    const wb_entry_attention *args = c->args;
+    const key_list keys = find_list(args, t);
+    const int64_t n = key_count(keys), hd = args->raw.head_dim, heads = args->raw.n_heads;
+    const size_t bytes = (size_t)width * sizeof(float);
+    float *sums = scratch + PRODUCT_FLOATS;
     for (int64_t i = 0; i < n; i++)
-        memcpy(s->d_rows + row_of_key(s, keys, i) * hd, s->d_keys + i * hd, bytes);
+        memcpy(sums + i * width, c->d_rows + row_of_key(args, t, keys, i) * hd + first, bytes);
+    wb_matmul to_rows = wb_matmul_wgrad(2 * heads, width, n, wb_f32_rows(band_coefficients(c, t)),
+                                        wb_f32_rows(band_queries(c, t) + first), sums);
+    to_rows.b_row = hd;
+    WB_CPU(product)(&to_rows, scratch);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(c->d_rows + row_of_key(args, t, keys, i) * hd + first, sums + i * width, bytes);
+}
+
+static void backward_band(wb_device *dev, const backward_call *c, int threads) {
+    const int32_t *seq = c->args->raw.seq;
+    const int64_t hd = c->args->raw.head_dim, end = c->first + c->n,
+                  width = ((hd + threads - 1) / threads + WB_LANES - 1) / WB_LANES * WB_LANES;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t t = c->first; t < end; t++)
+        if (seq[t] >= 0) backward_query(c, t, wb_cpu_scratch(dev));
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t first = 0; first < hd; first += width)
+        for (int64_t t = c->first; t < end; t++)
+            if (seq[t] >= 0) add_query(c, t, first, min64(width, hd - first), wb_cpu_scratch(dev));
+}
+
+/* Places what tasks share. */
+static wb_status open_call(wb_device *dev, backward_call *c, bool has_sinks) {
+    const wb_attention *raw = &c->args->raw;
+    const int32_t ratio = c->args->entries.ratio;
+    const int64_t entries = ratio > 0 ? raw->T / ratio : 0, rows = raw->T + entries, hd = raw->head_dim;
+    void *shared = NULL, *terms = NULL;
+    WB_TRY(wb_cpu_operands_reserve(dev, WB_CPU(entry_attention_shared_bytes)(raw, raw->T, entries, c->most),
+                                   &shared));
+    if (has_sinks) WB_TRY(wb_cpu_shared_reserve(dev, wb_cpu_sink_bytes(raw->T, raw->n_heads), &terms));
+    c->rows = shared;
+    c->d_rows = c->rows + rows * hd;
+    c->queries = c->d_rows + rows * hd;
+    c->coefficients = c->queries + BAND * 2 * raw->n_heads * hd;
+    c->sink_terms = terms;
+    return WB_OK;
 }
 
 wb_status WB_CPU(entry_attention_backward)(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
                                            wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks) {
     const wb_attention *raw = &args->raw;
-    int64_t work = 0, longest = 0;
-    plan sequences = {0};
+    int64_t work = 0;
     WB_TRY(entry_attention_back_check(args, dout, dq, dk, dentries, dsinks));
     WB_TRY(check_lists(args, WB_OP_entry_attention_backward));
-    WB_TRY(make_plan(dev, raw, raw->T, dsinks != NULL, &sequences));
-    for (int64_t i = 0; i < sequences.count; i++) longest = max64(longest, sequences.pieces[i].count);
-    const int64_t most = most_keys(args, &work),
-                  rows = longest + entries_seen(args->entries.ratio, (int32_t)longest);
-    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(entry_attention_backward_bytes)(raw, rows, most)));
+    backward_call c = {.args = args, .dout = dout, .dq = dq, .most = most_keys(args, &work)};
+    WB_TRY(wb_cpu_scratch_reserve(dev, WB_CPU(entry_attention_backward_bytes)(raw, c.most)));
+    WB_TRY(open_call(dev, &c, dsinks != NULL));
+    const int threads = wb_cpu_threads(dev, work / 2);
     zero_padding(raw, raw->head_dim, dq);
-#pragma omp parallel for schedule(dynamic) num_threads(wb_cpu_threads(dev, work / 2))
-    for (int64_t i = 0; i < sequences.count; i++) {
-        const piece p = sequences.pieces[i];
-        sequence_task s = place_task(args, p, most, wb_cpu_scratch(dev));
-        load_rows(args, &s, raw->k, args->entries.rows, s.rows);
-        load_rows(args, &s, dk, dentries, s.d_rows);
-        for (int64_t t = p.t; t < p.t + p.count; t++)
-            backward_query(args, &s, t, dout, dq, sequences.sink_terms);
-        store_rows(args, &s, dk, dentries);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < raw->T; t++) {
+        load_row(args, t, raw->k, args->entries.rows, c.rows);
+        load_row(args, t, dk, dentries, c.d_rows);
     }
-    if (dsinks) add_to_sinks(raw, sequences.sink_terms, dsinks);
+    for (; c.first < raw->T; c.first += BAND) {
+        c.n = min64(BAND, raw->T - c.first);
+        backward_band(dev, &c, threads);
+    }
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < raw->T; t++) store_row(args, t, c.d_rows, dk, dentries);
+    if (dsinks) add_to_sinks(raw, c.sink_terms, dsinks);
     return WB_OK;
 }

@@ -42,15 +42,21 @@ size_t WB_CPU(sample_bytes)(int64_t V);
 size_t WB_CPU(attention_forward_bytes)(const wb_attention *args, int64_t keys);
 size_t WB_CPU(attention_backward_bytes)(const wb_attention *args, int64_t keys);
 size_t WB_CPU(entry_attention_forward_bytes)(const wb_attention *heads, int64_t keys);
-/* rows: of a sequence, and its entries */
-size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t rows, int64_t keys);
+size_t WB_CPU(entry_attention_backward_bytes)(const wb_attention *heads, int64_t keys);
 size_t WB_CPU(indexer_bytes)(int64_t n_heads, int64_t head_dim, int64_t entries);
 size_t WB_CPU(delta_forward_bytes)(wb_delta_heads heads);
 size_t WB_CPU(delta_backward_bytes)(wb_delta_heads heads);
 
-/* And that the threads of an op share. Of attention, n_heads: those of a backward with sinks, 0 of others. */
+/* And that the threads of an op share. In the memory of operands: entries of the call, keys of a query. */
+size_t WB_CPU(entry_attention_shared_bytes)(const wb_attention *heads, int64_t T, int64_t entries,
+                                            int64_t keys);
+/* In its own. Of attention, n_heads: those of a backward with sinks, 0 of others. */
 static inline size_t wb_cpu_attention_plan_bytes(int64_t T, int64_t n_heads) {
     return (size_t)T * 2 * sizeof(int64_t) + (size_t)(T * n_heads) * sizeof(float);
+}
+/* Terms of the gradients of sinks. */
+static inline size_t wb_cpu_sink_bytes(int64_t T, int64_t n_heads) {
+    return (size_t)(T * n_heads) * sizeof(float);
 }
 static inline size_t wb_cpu_hyper_bytes(int64_t T, int64_t M) {
     return (size_t)(T * (M + 3)) * sizeof(float);

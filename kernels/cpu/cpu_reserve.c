@@ -6,12 +6,16 @@ static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+static wb_attention heads_of(const wb_op_sizes *most) {
+    return (wb_attention){.n_heads = most->n_heads,
+                          .n_kv_heads = most->n_kv_heads,
+                          .head_dim = most->head_dim,
+                          .value_dim = most->value_dim};
+}
+
 /* Of each thread. */
 static size_t thread_bytes(const wb_op_sizes *most) {
-    const wb_attention heads = {.n_heads = most->n_heads,
-                                .n_kv_heads = most->n_kv_heads,
-                                .head_dim = most->head_dim,
-                                .value_dim = most->value_dim};
+    const wb_attention heads = heads_of(most);
     size_t bytes = PRODUCT_FLOATS * sizeof(float);
     bytes = larger(bytes, (size_t)most->vocab_size * sizeof(float));
     if (most->sampled > 0) bytes = larger(bytes, WB_CPU(sample_bytes)(most->vocab_size));
@@ -22,8 +26,7 @@ static size_t thread_bytes(const wb_op_sizes *most) {
     if (most->entry_keys > 0)
         bytes = larger(bytes, WB_CPU(entry_attention_forward_bytes)(&heads, most->entry_keys));
     if (most->entry_keys > 0 && most->backward)
-        bytes =
-            larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, 2 * most->tokens, most->entry_keys));
+        bytes = larger(bytes, WB_CPU(entry_attention_backward_bytes)(&heads, most->entry_keys));
     if (most->delta.n_key > 0) bytes = larger(bytes, WB_CPU(delta_forward_bytes)(most->delta));
     if (most->delta.n_key > 0 && most->backward)
         bytes = larger(bytes, WB_CPU(delta_backward_bytes)(most->delta));
@@ -92,9 +95,16 @@ static size_t operand_bytes(const wb_op_sizes *most) {
            (size_t)products * (sizeof(wb_matmul) + 2 * WB_LANES * sizeof(float));
 }
 
+/* Rows of attention over entries in a backward, whose sequences are whole, of either dtype. */
+static size_t entry_bytes(const wb_op_sizes *most) {
+    const wb_attention heads = heads_of(most);
+    if (most->entry_keys == 0 || !most->backward) return 0;
+    return WB_CPU(entry_attention_shared_bytes)(&heads, most->tokens, most->ranked_entries, most->entry_keys);
+}
+
 wb_status WB_CPU(reserve_scratch)(wb_device *dev, const wb_op_sizes *most) {
     void *memory = NULL;
     WB_TRY(wb_cpu_scratch_reserve(dev, thread_bytes(most)));
     WB_TRY(wb_cpu_shared_reserve(dev, shared_bytes(most), &memory));
-    return wb_cpu_operands_reserve(dev, operand_bytes(most), &memory);
+    return wb_cpu_operands_reserve(dev, larger(operand_bytes(most), entry_bytes(most)), &memory);
 }

@@ -10,7 +10,7 @@
 #define WB_CUDA_ATTENTION_H
 
 #include "attention_check.h"
-#include "cuda/cuda_operands.h"
+#include "cuda/cuda_attention_sinks.h"
 
 namespace {
 
@@ -83,11 +83,6 @@ __device__ __forceinline__ float largest_score(const wb_attention &args, const q
     }
     max = block_max(max);
     return args.sinks && args.sinks[a.head] > max ? args.sinks[a.head] : max;
-}
-
-/* exp(sink - max) of a head that has one. */
-__device__ __forceinline__ float sink_weight(const wb_attention &args, int64_t head, float max) {
-    return wb_expf(wb_sub(args.sinks[head], max));
 }
 
 /* A step's keys, those from position j0 on. They begin at a multiple of STEP whatever the query sees, so that

@@ -1,5 +1,5 @@
-/* cuda_attention_sinks.h - gradients of the sinks of attention: one chain over the tokens for each head, for
- * all kernels that find in their own way what a token adds. For .cu files. */
+/* cuda_attention_sinks.h - the sinks of attention: the weight of one, and its gradient, one chain over the
+ * tokens for each head, for all kernels that find in their own way what a token adds. For .cu files. */
 #ifndef WB_CUDA_ATTENTION_SINKS_H
 #define WB_CUDA_ATTENTION_SINKS_H
 
@@ -9,6 +9,11 @@ namespace {
 
 /* Threads of the block that each head has. */
 enum { SINK_THREADS = 128 };
+
+/* exp(sink - max) of a head that has one. */
+__device__ __forceinline__ float sink_weight(const wb_attention &args, int64_t head, float max) {
+    return wb_expf(wb_sub(args.sinks[head], max));
+}
 
 /* dsinks[head] -= term(t) of each token t, ascending: thread 0 adds, the others bring terms. A sink's weight
  * times <dout, out> is the term, since a sink has the value 0. */

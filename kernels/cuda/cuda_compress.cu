@@ -12,33 +12,23 @@
 
 namespace {
 
-__device__ __forceinline__ int64_t channels_of(const wb_compress &args) {
-    return args.overlaps ? 2 * args.width : args.width;
-}
-
 /* The gate and the value of a token's channel. */
 struct slot {
     float gate, value;
 };
 
 __device__ __forceinline__ slot load_slot(const wb_compress &args, int64_t t, int64_t channel) {
-    const int64_t C = channels_of(args), at = t * C + channel;
+    const int64_t C = compress_channels(&args), at = t * C + channel;
     const float bias = args.bias[args.pos[t] % args.ratio * C + channel];
     return {wb_add(load_element(args.gates, at), bias), load_element(args.values, at)};
-}
-
-/* What a state has of channel d of entry number `of`: 0, the one that is to end next, or the one behind it.
- * */
-__device__ __forceinline__ float *state_at(const wb_compress &args, const wb_sequence_run &run, int of,
-                                           int64_t d) {
-    return run_state(args.of, run) + of * 3 * args.width + d;
 }
 
 __device__ __forceinline__ compress_sum load_sum(const wb_compress &args, const wb_sequence_run &run, int of,
                                                  int64_t d) {
     if (!args.of.states) return {0.0f, 0.0f, 0.0f};
-    const float *at = state_at(args, run, of, d);
-    return {at[0], at[args.width], at[2 * args.width]};
+    const float *state = run_state(args.of, run);
+    return {state[compress_state_at(&args, of, 0, d)], state[compress_state_at(&args, of, 1, d)],
+            state[compress_state_at(&args, of, 2, d)]};
 }
 
 /* Channel d of entry w as far as the positions before `end` go, which are the run's or lie before it. */
@@ -51,8 +41,7 @@ __device__ __forceinline__ compress_sum sum_positions(const wb_compress &args, c
     if (w == current) sum = load_sum(args, run, 0, d);
     if (w == current + 1 && args.overlaps) sum = load_sum(args, run, 1, d);
     for (int32_t pos = max(begin, first); pos < min(end, own + args.ratio); pos++) {
-        const bool is_own = pos >= own;
-        const slot s = load_slot(args, run.start + pos - first, args.overlaps && is_own ? args.width + d : d);
+        const slot s = load_slot(args, run.start + pos - first, compress_channel(&args, pos >= own, d));
         sum = compress_add(sum, s.gate, s.value);
     }
     return sum;
@@ -71,10 +60,10 @@ __global__ void __launch_bounds__(BLOCK) make_entries(wb_compress args, wb_rows 
 
 __device__ __forceinline__ void store_sum(const wb_compress &args, const wb_sequence_run &run, int of,
                                           int64_t d, const compress_sum &sum) {
-    float *at = state_at(args, run, of, d);
-    at[0] = sum.largest;
-    at[args.width] = sum.weights;
-    at[2 * args.width] = sum.values;
+    float *state = run_state(args.of, run);
+    state[compress_state_at(&args, of, 0, d)] = sum.largest;
+    state[compress_state_at(&args, of, 1, d)] = sum.weights;
+    state[compress_state_at(&args, of, 2, d)] = sum.values;
 }
 
 /* A thread a channel of a run's state, of which it reads all before it writes any. */
@@ -106,19 +95,19 @@ __global__ void __launch_bounds__(BLOCK)
     const compress_sum sum = sum_positions(args, run, w, end, d);
     const float entry = compress_entry(sum), gradient = load_element(dentries, place);
     for (int32_t pos = max(args.overlaps ? own - args.ratio : own, 0); pos < end; pos++) {
-        const int64_t u = t - (end - 1 - pos), channel = args.overlaps && pos >= own ? args.width + d : d;
+        const int64_t u = t - (end - 1 - pos), channel = compress_channel(&args, pos >= own, d);
         const slot s = load_slot(args, u, channel);
         float dgate, dvalue;
         compress_gradient(sum, entry, s.gate, s.value, gradient, &dgate, &dvalue);
-        if (exact) exact[u * channels_of(args) + channel] = dgate;
-        store_element(dgates, u * channels_of(args) + channel, dgate);
-        store_element(dvalues, u * channels_of(args) + channel, dvalue);
+        if (exact) exact[u * compress_channels(&args) + channel] = dgate;
+        store_element(dgates, u * compress_channels(&args) + channel, dgate);
+        store_element(dvalues, u * compress_channels(&args) + channel, dvalue);
     }
 }
 
 /* A thread a channel of a place in the entry, over ascending tokens. Runs begin at position 0. */
 __global__ void __launch_bounds__(BLOCK) bias_back(wb_compress args, const float *dgates, float *dbias) {
-    const int64_t place = thread_number(), C = channels_of(args), channel = place % C;
+    const int64_t place = thread_number(), C = compress_channels(&args), channel = place % C;
     if (place / C >= args.ratio) return;
     float sum = dbias[place];
     for (int64_t i = 0; i < args.of.n_runs; i++) {

@@ -15,19 +15,6 @@ namespace {
 /* Half warps of a block, and lanes' elements of the longest row. */
 enum { HALVES = BLOCK / WB_LANES, MAX_LANE_ELEMENTS = 16 };
 
-/* Elements of qkv before the query, the key and the value of a token's head. */
-__device__ __forceinline__ int64_t query_at(const wb_gated_delta &a, int64_t t, int64_t key_head) {
-    const int64_t width = 2 * static_cast<int64_t>(a.heads.n_key) * a.heads.key_dim +
-                          static_cast<int64_t>(a.heads.n_value) * a.heads.value_dim;
-    return t * width + key_head * a.heads.key_dim;
-}
-__device__ __forceinline__ int64_t key_at(const wb_gated_delta &a, int64_t t, int64_t key_head) {
-    return query_at(a, t, a.heads.n_key + key_head);
-}
-__device__ __forceinline__ int64_t value_at(const wb_gated_delta &a, int64_t t, int64_t head) {
-    return query_at(a, t, 2 * static_cast<int64_t>(a.heads.n_key)) + head * a.heads.value_dim;
-}
-
 /* Elements of a row that a lane has: x[n] is row[lane + 16 n], 0 behind the row's end. */
 template <int N>
 __device__ __forceinline__ void load_row(const wb_rows &rows, int64_t first, int dim, int lane,
@@ -74,8 +61,8 @@ template <int N> struct delta_keys {
 template <int N>
 __device__ __forceinline__ void load_keys(const wb_gated_delta &a, int64_t t, int64_t key_head, int lane,
                                           delta_keys<N> &keys) {
-    load_row(a.qkv, query_at(a, t, key_head), a.heads.key_dim, lane, keys.q);
-    load_row(a.qkv, key_at(a, t, key_head), a.heads.key_dim, lane, keys.k);
+    load_row(a.qkv, wb_delta_query_at(a.heads, t, key_head), a.heads.key_dim, lane, keys.q);
+    load_row(a.qkv, wb_delta_key_at(a.heads, t, key_head), a.heads.key_dim, lane, keys.k);
 }
 
 template <int N> __device__ __forceinline__ void norm_keys(int dim, int lane, delta_keys<N> &keys) {

@@ -6,7 +6,6 @@
 #include "cuda/cuda_device.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/cuda_scratch.h"
-#include "cuda/hopper/hopper_attention.h"
 #include "wb_check.h"
 #include "wb_memory.h"
 
@@ -189,36 +188,9 @@ static wb_status cuda_digest(wb_device *dev, const void *data, size_t bytes, uin
 }
 
 static wb_status cuda_reserve_scratch(wb_device *dev, const wb_op_sizes *most) {
-    const int32_t heads = most->n_heads > 0 ? most->n_heads : 1;
-    const int32_t K = most->router.n_experts > 0 ? most->router.top_k : 0;
-    const int64_t whole = (int64_t)heads * most->head_dim; /* a norm over all heads */
-    /* Of a storage of experts each matrix has parts of its own. */
-    const size_t rests = 2 * (size_t)most->n_groups * sizeof(double);
-    size_t largest = 0;
-    size_t bytes[14] = {wb_cuda_plan_bytes(most->tokens * K, most->n_slots),
-                        wb_cuda_group_bytes(most->n_sources, most->n_groups),
-                        wb_cuda_sum_bytes(1, most->summed) + rests, wb_hopper_attention_bytes(dev, most)};
     void *scratch = NULL;
-    if (most->sampled > 0) bytes[4] = wb_cuda_sample_bytes(most->sampled, most->vocab_size);
-    if (most->backward) {
-        bytes[5] = wb_cuda_attention_backward_bytes(most->tokens, heads);
-        bytes[6] = wb_cuda_norm_backward_bytes(most->tokens * heads, most->head_dim);
-        bytes[7] = wb_cuda_norm_backward_bytes(most->tokens, whole > most->hidden ? whole : most->hidden);
-    }
-    bytes[8] = wb_cuda_logprob_bytes(most->vocab_size);
-    if (most->backward && most->delta.n_key > 0) {
-        bytes[9] = wb_cuda_delta_backward_bytes(dev, most->tokens, most->delta);
-        bytes[10] = wb_cuda_norm_backward_bytes(most->tokens * most->delta.n_value, most->delta.value_dim);
-    }
-    if (most->backward) {
-        bytes[11] = wb_cuda_hyper_bytes(most->tokens, most->n_streams);
-        bytes[12] = wb_cuda_compress_bytes(most->tokens, most->compress_channels);
-    }
-    bytes[13] = wb_cuda_indexer_bytes(most->tokens, most->ranked_entries);
     WB_TRY(wb_cuda_use(dev, "reserve_scratch"));
-    for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
-        largest = bytes[i] > largest ? bytes[i] : largest;
-    return wb_cuda_scratch_reserve(dev, largest, &scratch);
+    return wb_cuda_scratch_reserve(dev, wb_cuda_scratch_bytes(dev, most), &scratch);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */

@@ -5,58 +5,59 @@
 
 namespace {
 
-__global__ void __launch_bounds__(STEP) attend_to_entries(wb_entry_attention args, wb_rows out) {
-    __shared__ float q[MAX_DIM], p[STEP], inverse;
-    __shared__ int64_t place[STEP];
-    const int64_t t = blockIdx.x / args.raw.n_heads, head = blockIdx.x % args.raw.n_heads;
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * args.raw.head_dim;
-    const int j = threadIdx.x;
-    float sum = 0.0f, value[MAX_DIM / STEP] = {};
-    if (args.raw.seq[t] < 0) {
-        for (int d = threadIdx.x; d < args.raw.head_dim; d += STEP) store_element(out, row + d, 0.0f);
+__global__ void __launch_bounds__(TILE_THREADS)
+    attend_to_entries(wb_entry_attention args, query_band band, wb_rows out) {
+    __shared__ entry_tiles tiles;
+    __shared__ float inverse[TILE_ROWS];
+    const query_heads q = heads_of_block(band, args.raw);
+    const int hd = args.raw.head_dim, half = threadIdx.x / WB_LANES;
+    const int64_t at = first_element(args.raw, q);
+    if (args.raw.seq[q.t] < 0) {
+        for (int i = threadIdx.x; i < q.heads * hd; i += TILE_THREADS) store_element(out, at + i, 0.0f);
         return;
     }
-    const entry_list keys = find_list(args, t);
-    load_head(args.raw.q, row, args.raw.head_dim, args.raw.scale, q);
+    const entry_list keys = find_list(args, q.t);
+    multiply_keys(args, keys, q, args.raw.q, args.raw.scale, band.most_keys, q.weights, tiles);
     __syncthreads();
-    const float max = largest_of_list(args, keys, head, q);
-    for (int64_t j0 = 0; j0 < key_count(keys); j0 += STEP) {
-        const key_step step = list_step(keys, j0);
-        p[j] = 0.0f;
-        if (sees(step)) {
-            place[j] = place_of_key(args, keys, j0 + j);
-            p[j] = wb_expf(wb_sub(dot_key(args, keys, j0 + j, q), max));
-        }
-        __syncthreads();
-        add_lanes(p, step, sum);
-        add_keys(args, keys, p, place, step, value);
-        __syncthreads();
+    for (int m0 = 0; m0 < q.heads; m0 += HALVES_OF_TILE) {
+        const int m = min(m0 + half, q.heads - 1);
+        const bool live = m0 + half < q.heads;
+        const row_factors row =
+            soften_row(args.raw, q.head + m, live ? key_count(keys) : 0, q.weights + m * band.most_keys);
+        if (live) inverse[m] = row.inverse;
     }
-    if (threadIdx.x < WARP) sum = fold_lanes(sum);
-    if (threadIdx.x == 0 && args.raw.sinks) sum = wb_add(sum, sink_weight(args.raw, head, max));
-    if (threadIdx.x == 0) inverse = wb_div(1.0f, sum);
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < MAX_DIM / STEP; i++) {
-        const int d = threadIdx.x + i * STEP;
-        if (d < args.raw.head_dim) store_element(out, row + d, wb_mul(value[i], inverse));
-    }
+    add_keys(args, keys, q, band.most_keys, q.weights, tiles, [&](int m, int d, float x) {
+        store_element(out, at + static_cast<int64_t>(m) * hd + d, wb_mul(x, inverse[m]));
+    });
 }
 
 } // namespace
 
 extern "C" {
 
+size_t wb_cuda_entry_forward_bytes(int64_t T, int32_t n_heads, int64_t keys) {
+    const int64_t each = query_bytes(n_heads, keys, 1);
+    return static_cast<size_t>(band_queries(T, each) * each);
+}
+
 wb_status wb_cuda_entry_attention_forward(wb_device *dev, const wb_entry_attention *args, wb_rows out) {
     const char *op = "entry_attention_forward";
+    const wb_attention *raw = &args->raw;
     unsigned blocks = 0;
+    char *nothing = NULL;
+    query_band band;
     WB_TRY(entry_attention_check(op, args));
-    WB_TRY(check_widths(op, &args->raw));
-    WB_TRY(operand_check_like(op, "out", out.dtype, "q", args->raw.q.dtype));
-    WB_TRY(prepare_launch(dev, op, args->raw.T * args->raw.n_heads, BLOCK, &blocks));
+    WB_TRY(operand_check_like(op, "out", out.dtype, "q", raw->q.dtype));
+    WB_TRY(prepare_launch(dev, op, raw->T * head_groups(raw->n_heads), BLOCK, &blocks));
     if (blocks == 0) return WB_OK;
     WB_TRY(launch_checks(dev, op, WB_OP_entry_attention_forward, args));
-    attend_to_entries<<<blocks, STEP, 0, stream_of(dev)>>>(*args, out);
+    WB_TRY(open_band(dev, raw, most_keys_of(args, positions_of(raw)), 1, 0, &nothing, &band));
+    for (const int64_t most = band.n; band.first < raw->T; band.first += most) {
+        band.n = std::min(most, raw->T - band.first);
+        blocks = static_cast<unsigned>(band.n * head_groups(raw->n_heads));
+        attend_to_entries<<<blocks, TILE_THREADS, 0, stream_of(dev)>>>(*args, band, out);
+    }
     return wb_cuda_check(cudaGetLastError(), op);
 }
 }

@@ -99,12 +99,20 @@ __device__ void rotate_heads(const prepare_args &args, const heads &part, int64_
     __syncthreads();
 }
 
+/* Attention may look where its keys lie and ask for those of earlier tokens (wb_attention.one_a_sequence). */
+__device__ __forceinline__ void let_attention_begin() {
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 /* Block (t, i): part i of token t. */
 __global__ void __launch_bounds__(BLOCK) prepare_rows(prepare_args args) {
     extern __shared__ float row[];
     const heads part = args.parts[blockIdx.y];
     const int width = part.n * args.head_dim;
     const int64_t t = blockIdx.x, first = t * width;
+    let_attention_begin();
     for (int i = threadIdx.x; i < width; i += BLOCK) row[i] = load_element(part.x, first + i);
     __syncthreads();
     if (part.norm.w || args.clip > 0) norm_and_clamp(args, part, row, row + width);

@@ -18,10 +18,16 @@ wb_status wb_cuda_scratch_reserve(wb_device *dev, size_t bytes, void **scratch_o
 /* Floats that the backward of attention has of each query and head. */
 enum { WB_ATTENTION_SUMS = 3 };
 
-/* What ops take of it, which reserve_scratch of the device asks for beforehand. */
+/* What reserve_scratch of the device makes: the largest of what ops take, which follow. Of the device the
+ * multiprocessors and the capability alone are read. */
+size_t wb_cuda_scratch_bytes(const wb_device *dev, const wb_op_sizes *most);
 size_t wb_cuda_plan_bytes(int64_t n_pairs, int32_t n_slots);
 size_t wb_cuda_group_bytes(int32_t n_sources, int32_t n_slots);
 size_t wb_cuda_attention_backward_bytes(int64_t T, int32_t n_heads);
+/* keys: of a query; entries: of the call */
+size_t wb_cuda_entry_forward_bytes(int64_t T, int32_t n_heads, int64_t keys);
+size_t wb_cuda_entry_backward_bytes(int64_t T, int32_t n_heads, int32_t head_dim, int64_t keys,
+                                    int64_t entries);
 size_t wb_cuda_norm_backward_bytes(int64_t n, int64_t width);
 size_t wb_cuda_delta_backward_bytes(const wb_device *dev, int64_t T, wb_delta_heads heads);
 size_t wb_cuda_sum_bytes(int64_t count, int64_t n);

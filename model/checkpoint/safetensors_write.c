@@ -27,6 +27,10 @@ static const char *dtype_name(wb_dtype dtype) {
         return "F16";
     case WB_F8_E4M3:
         return "F8_E4M3";
+    case WB_F8_E8M0:
+        return "F8_E8M0";
+    case WB_I8:
+        return "I8";
     }
     return NULL;
 }

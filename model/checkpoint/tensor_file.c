@@ -25,16 +25,26 @@ static const struct {
     bool supported;
     wb_dtype dtype;
 } dtypes[] = {
-    {"F32", 32, true, WB_F32}, {"BF16", 16, true, WB_BF16},
-    {"F16", 16, true, WB_F16}, {"U8", 8, true, WB_U8},
-    {"U16", 16, true, WB_U16}, {"I32", 32, true, WB_I32},
-    {"I64", 64, true, WB_I64}, {"BOOL", 8, false, 0},
-    {"I8", 8, false, 0},       {"I16", 16, false, 0},
-    {"U32", 32, false, 0},     {"U64", 64, false, 0},
-    {"F64", 64, false, 0},     {"C64", 64, false, 0},
-    {"F8_E5M2", 8, false, 0},  {"F8_E4M3", 8, true, WB_F8_E4M3},
-    {"F8_E8M0", 8, false, 0},  {"F6_E2M3", 6, false, 0},
-    {"F6_E3M2", 6, false, 0},  {"F4", 4, false, 0},
+    {"F32", 32, true, WB_F32},
+    {"BF16", 16, true, WB_BF16},
+    {"F16", 16, true, WB_F16},
+    {"U8", 8, true, WB_U8},
+    {"U16", 16, true, WB_U16},
+    {"I32", 32, true, WB_I32},
+    {"I64", 64, true, WB_I64},
+    {"BOOL", 8, false, 0},
+    {"I8", 8, true, WB_I8},
+    {"I16", 16, false, 0},
+    {"U32", 32, false, 0},
+    {"U64", 64, false, 0},
+    {"F64", 64, false, 0},
+    {"C64", 64, false, 0},
+    {"F8_E5M2", 8, false, 0},
+    {"F8_E4M3", 8, true, WB_F8_E4M3},
+    {"F8_E8M0", 8, true, WB_F8_E8M0},
+    {"F6_E2M3", 6, false, 0},
+    {"F6_E3M2", 6, false, 0},
+    {"F4", 4, false, 0},
 };
 #define N_DTYPES (sizeof dtypes / sizeof dtypes[0])
 

@@ -38,6 +38,7 @@ typedef struct wb_pass {
     int32_t max_blocks, block_size;
     const int64_t *state_rows; /* [T] row of each token in the tables of states, -1: padding; or NULL */
     wb_period_rows periods[WB_MAX_PERIODS]; /* in inference */
+    bool one_a_sequence; /* as of wb_attention: no two tokens are of one sequence; false: unknown */
     int64_t n_runs;
     const wb_sequence_run *runs; /* [n_runs] of the sequences, in ascending order; padding at the end is in
                                   * none, and behind the others some may be empty, of no sequence. In

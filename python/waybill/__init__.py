@@ -36,6 +36,7 @@ from ._model import Indexer, RouteModel
 from ._pack import Pack, pack
 from ._record import IndexerRows, Mask, Record, Run, Sampling
 from ._replay import ALL_LAYERS, Padding, Replay, ReplayMetrics, Rows, Slice
+from ._replay_indexer import IndexerSlice
 
 __version__: str = _abi.functions["wb_version"]().decode()
 
@@ -51,6 +52,7 @@ __all__ = [
     "Import",
     "Indexer",
     "IndexerRows",
+    "IndexerSlice",
     "InputOutput",
     "InvalidArgument",
     "Mask",

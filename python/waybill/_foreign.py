@@ -18,6 +18,7 @@ from ._model import RouteModel, check_model, model_of_folder
 from ._record import Record
 
 _Write = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_Skip = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_int)
 
 
 def _layout(finder: Any, system: str) -> int:
@@ -59,6 +60,7 @@ class Import:
         self.model = model
         self._refused = refused
         self._address: int | None = None
+        self._warned = False
         is_path = isinstance(source, (str, os.PathLike))
         self._bytes = _mapped(source) if is_path else _octets(source)
         name = os.fsencode(source) if is_path else b"answers"
@@ -85,9 +87,15 @@ class Import:
                 self._refused(error)
             else:
                 if found.value:
+                    self._warn_of_indexers()
                     return Record(self.model, **Record._of(self.model, raw, self)._fields())
         self.close()
         raise StopIteration
+
+    def _warn_of_indexers(self) -> None:
+        if not self._warned and _abi.functions["wb_import_indexers_left_out"](self._address):
+            self._warned = True
+            warnings.warn("what indexers chose is left out: the model has none", stacklevel=3)
 
     def close(self) -> None:
         """Ends the iteration and forgets the answers. Records that were read stay."""
@@ -124,7 +132,8 @@ def import_(
     An answer whose routes cannot be (all zeros, no experts of this model, more rows than tokens) raises an
     Error that names the request, and the next call of `next` goes on with the request after it. refused:
     called with each such error instead, so that a loop keeps the rest. A .npy file has routes alone: a
-    warning says that tokens are zeros, which no replay takes.
+    warning says that tokens are zeros, which no replay takes. Another one says that answers tell what
+    indexers chose and the model has none.
     """
     layout = _layout(_abi.functions["wb_import_layout_find"], system)
     by_folder = isinstance(model, (str, os.PathLike))
@@ -135,13 +144,23 @@ def import_(
     return made
 
 
-def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
+def export(
+    dump: Dump,
+    system: str,
+    path: str | os.PathLike[str],
+    *,
+    refused: Callable[[Error], Any] | None = None,
+) -> None:
     """Writes all records of a dump as another system reads them: "npz" (arrays of numpy), "sglang" or "vllm"
     (answers, a line a record), "verl" or "slime" (a batch, .npz). The file at `path` is replaced once the new
     one is whole. Unsupported, naming the record, where the layout has no place for it; nothing is left then.
+    refused: called with each such error instead, and the others are written.
     """
     finder = _abi.functions["wb_export_layout_find"]
     handle, layout = check_dump(dump)._open(), _layout(finder, system)
+    if dump.model.indexer and not _abi.functions["wb_export_keeps_indexer"](layout):
+        if any(record.indexer for record in dump):
+            warnings.warn(f"what indexers chose is left out: {system} has no place for it", stacklevel=2)
     temporary = f"{os.fsdecode(path)}.{os.getpid()}.tmp"
     faults: list[BaseException] = []
 
@@ -153,11 +172,18 @@ def export(dump: Dump, system: str, path: str | os.PathLike[str]) -> None:
             return _abi.statuses["IO"]
         return _abi.enums["WB_OK"]
 
+    def skip(_: Any, status: int) -> bool:
+        try:
+            refused(_abi.error_of(status))  # type: ignore[misc]
+        except BaseException as error:
+            faults.append(error)
+        return not faults
+
     try:
         with open(temporary, "wb") as file, handle.lock:
             try:
                 _abi.functions["wb_export_dump"](
-                    handle.address, layout, _Write(write), None, None, None, None
+                    handle.address, layout, _Write(write), None, _Skip(skip) if refused else None, None, None
                 )
             except Error:
                 if faults:

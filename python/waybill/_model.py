@@ -36,7 +36,8 @@ class RouteModel:
     it weighs its choices, "softmax_norm" and others. moe_layers [L]: which of the hidden layers have experts,
     ascending. num_experts: E, experts of a layer. top_k: K, experts chosen for a token in a layer.
     layer_top_k [L]: where layers differ, the K of each, of which top_k is the largest. weightless: how many
-    of the E, the last ones, have no weights. indexer: None where no layer has one.
+    of the E, the last ones, have no weights. indexer: None where no layer has one. hash_layers: ascending
+    places in moe_layers of those whose choices are a table by token id.
     """
 
     name: str
@@ -49,19 +50,21 @@ class RouteModel:
     layer_top_k: tuple[int, ...] | None = None
     weightless: int = 0
     indexer: Indexer | None = None
+    hash_layers: tuple[int, ...] = ()
     _kept: Any = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         layers = _abi.array(self.moe_layers, np.uint32, (-1,), "model moe_layers")
         object.__setattr__(self, "moe_layers", tuple(int(layer) for layer in layers))
-        lists = [self.layer_top_k or (), *(self.indexer[:2] if self.indexer else ((), ()))]
-        counts = (len(layers) if self.layer_top_k else 0, len(lists[1]), len(lists[1]))
-        names = ("model layer_top_k", "indexer layers", "indexer source")
-        top_k, indexed, source = (
+        lists = [self.layer_top_k or (), *(self.indexer[:2] if self.indexer else ((), ())), self.hash_layers]
+        counts = (len(layers) if self.layer_top_k else 0, len(lists[1]), len(lists[1]), -1)
+        names = ("model layer_top_k", "indexer layers", "indexer source", "model hash_layers")
+        top_k, indexed, source, hashed = (
             _abi.array(values, np.uint32, (n,), what) for values, n, what in zip(lists, counts, names)
         )
         if self.layer_top_k:
             object.__setattr__(self, "layer_top_k", tuple(int(k) for k in top_k))
+        object.__setattr__(self, "hash_layers", tuple(int(layer) for layer in hashed))
         struct = _abi.struct(
             "wb_route_model",
             name=_abi.text(self.name, "model name"),
@@ -74,6 +77,8 @@ class RouteModel:
             top_k=self.top_k,
             layer_top_k=_abi.pointer(top_k) if self.layer_top_k else None,
             n_weightless=self.weightless,
+            n_hash_layers=len(hashed),
+            hash_layers=_abi.pointer(hashed) if len(hashed) else None,
             n_indexer_layers=len(indexed),
             indexer_k=self.indexer.k if self.indexer else 0,
             indexer_layers=_abi.pointer(indexed) if self.indexer else None,
@@ -81,7 +86,7 @@ class RouteModel:
         )
         narrow = _abi.functions["wb_route_dtype"](struct.num_experts) == _abi.enums["WB_U8"]
         dtype = np.dtype("<u1" if narrow else "<u2")
-        object.__setattr__(self, "_kept", (struct, layers, dtype, top_k, indexed, source))
+        object.__setattr__(self, "_kept", (struct, layers, dtype, top_k, indexed, source, hashed))
         _abi.functions["wb_route_model_check"](self._struct)
 
     @classmethod
@@ -106,7 +111,11 @@ class RouteModel:
 
     def layer_k(self, layer: int) -> int:
         """K of MoE layer `layer`, 0..L-1."""
-        return self.layer_top_k[layer] if self.layer_top_k else self.top_k
+        if not self.layer_top_k:
+            return self.top_k
+        if not 0 <= layer < self.n_moe_layers:
+            raise InvalidArgument(f"layer: expected 0..{self.n_moe_layers - 1}, found {layer}")
+        return self.layer_top_k[layer]
 
     @property
     def weighted(self) -> int:
@@ -144,6 +153,7 @@ def from_struct(struct: Any) -> RouteModel:
         layer_top_k=_listed(struct.layer_top_k, struct.n_moe_layers) if struct.layer_top_k else None,
         weightless=struct.n_weightless,
         indexer=_indexer_of(struct),
+        hash_layers=_listed(struct.hash_layers, struct.n_hash_layers) if struct.n_hash_layers else (),
     )
 
 
@@ -160,7 +170,7 @@ def _indexer_of(struct: Any) -> Indexer | None:
 
 def model_of_folder(folder: str | os.PathLike[str]) -> tuple[RouteModel, int]:
     """The model whose config.json lies there, and the size of its vocabulary."""
-    found, layers, vocab_size = _abi.structs["wb_route_model"](), np.zeros(2048, np.uint32), ctypes.c_uint32()
+    found, layers, vocab_size = _abi.structs["wb_route_model"](), np.zeros(3072, np.uint32), ctypes.c_uint32()
     _abi.functions["wb_routes_of_folder"](
         os.fsencode(folder), _abi.pointer(layers), ctypes.byref(found), ctypes.byref(vocab_size)
     )

@@ -13,6 +13,7 @@ from . import _abi
 from ._errors import InvalidArgument
 from ._model import RouteModel, check_model
 from ._record import Record, check_record
+from ._replay_indexer import IndexerCalls
 
 ALL_LAYERS = -1
 LAYER_METRICS = _abi.dtype("wb_replay_layer_metrics")
@@ -88,7 +89,7 @@ def metrics_of(raw: Any) -> ReplayMetrics:
     return ReplayMetrics(*(getattr(raw, name) for name in ReplayMetrics._fields))
 
 
-class Replay:
+class Replay(IndexerCalls):
     """Records of a model, and the plan of one training step at a time.
 
         replay = waybill.Replay(dump.model)
@@ -103,6 +104,7 @@ class Replay:
     record does not have: "strict" refuses the plan, "native" lets it choose, "drop" does so and reports the
     segment. n_ranks: expert-parallel ranks that padding is spread over. first_layer, n_layers: this pipeline
     stage's MoE layers (0: all). placement: a waybill.eplb.Placement that says where experts are, for padding.
+    indexer: what indexers chose is replayed too, by indexer_rows and indexer_store, under the same modes.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Replay:
         first_layer: int = 0,
         n_layers: int = 0,
         placement: Any = None,
+        indexer: bool = False,
     ) -> None:
         self._address: int | None = None
         self.model = check_model(model)
@@ -128,6 +131,7 @@ class Replay:
             first_layer=first_layer,
             n_layers=n_layers,
             placement=None if placement is None else placement._address,
+            indexer=indexer,
         )
         self._address = _abi.handle(_abi.functions["wb_replay_open"], self.model._struct, ctypes.byref(made))
 
@@ -306,9 +310,7 @@ class Replay:
         """[E] f8 each, of one MoE layer: (row, choice) pairs of each expert by the routes in the plan, and by
         what the gate chose itself, of the rows that have both."""
         forced, native = np.empty((2, self.model.num_experts))
-        _abi.functions["wb_replay_get_load"](
-            self._address, layer, _abi.pointer(forced), _abi.pointer(native)
-        )
+        _abi.functions["wb_replay_get_load"](self._address, layer, _abi.pointer(forced), _abi.pointer(native))
         return forced, native
 
     def metric_sums(self) -> np.ndarray:

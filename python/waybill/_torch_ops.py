@@ -43,7 +43,7 @@ def _gate(logits, table, replay, micro_batch, layer, row):
 
 @_gate.register_fake
 def _(logits, table, replay, micro_batch, layer, row):
-    shape = (logits.shape[0], _known(replay).model.top_k)
+    shape = (logits.shape[0], _known(replay).model.layer_k(layer))
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int64)
 
 

@@ -137,7 +137,14 @@ def to_verl(records: Iterable[Record], batch: Any) -> np.ndarray:
     return np.pad(made["routed_experts"], ((0, 0), (left, right), (0, 0), (0, 0)))
 
 
-_SLIME = ("tokens", "response_length", "rollout_routed_experts", "rollout_log_probs", "weight_versions")
+_SLIME = (
+    "tokens",
+    "response_length",
+    "rollout_routed_experts",
+    "rollout_indexer_topk",
+    "rollout_log_probs",
+    "weight_versions",
+)
 _STATUS = {"stop": "completed", "length": "truncated", "abort": "aborted"}
 
 
@@ -145,8 +152,8 @@ def from_slime(
     samples: Iterable[Any], model: Any, *, refused: Callable[[Any], Any] | None = None
 ) -> list[Record]:
     """Records of slime's samples, or of dicts of their fields: tokens, response_length,
-    rollout_routed_experts [n - 1, layers, K], and rollout_log_probs, weight_versions, group_index, index and
-    status where they are there. A sample without routes is refused, unless it was aborted: its record has no
+    rollout_routed_experts [n - 1, layers, K], and rollout_log_probs, rollout_indexer_topk [n - 1, layers, k],
+    weight_versions, group_index, index and status where they are there. A sample without routes is refused, unless it was aborted: its record has no
     rows. model, refused: as of waybill.import_."""
     arrays: dict[str, Any] = {}
     seen: dict[Any, int] = {}
@@ -175,8 +182,8 @@ def from_slime(
 
 def to_slime(records: Iterable[Record]) -> list[dict[str, Any]]:
     """Of each record the fields of a sample of slime: tokens, response_length, rollout_routed_experts i4 [n -
-    1, hidden layers, K] with -1 where a row is missing, rollout_log_probs where there are some, group_index,
-    and status, a text."""
+    1, hidden layers, K] with -1 where a row is missing, rollout_log_probs and rollout_indexer_topk i4 [n - 1,
+    layers that use an indexer, k] where there are some, group_index, and status, a text."""
     records = list(records)
     members = _exported(records, "slime") if records else {}
     made = []

@@ -134,7 +134,7 @@ def _check_same(model: Any, layers: Sequence[_Layer], replay: RouterReplay) -> N
         ),
         ("MoE layers", list(stage), [layer.number for layer in layers]),
         ("experts", recorded.num_experts, router.num_experts),
-        ("experts of a token", recorded.top_k, router.top_k),
+        ("experts of a token", recorded.layer_top_k or recorded.top_k, router.top_k),
     ):
         if expected != found:
             raise Mismatch(f"{what}: the records have {expected}, {type(model).__name__} has {found}")

@@ -102,7 +102,7 @@ def _check_same(model: Any, layers: Sequence[_Layer], replay: Replay) -> None:
     for what, expected, found in (
         ("MoE layers", list(stage), [layer.number for layer in layers]),
         ("experts", recorded.num_experts, config.num_moe_experts),
-        ("experts of a token", recorded.top_k, config.moe_router_topk),
+        ("experts of a token", recorded.layer_top_k or recorded.top_k, config.moe_router_topk),
         ("router", recorded.router, recorded.router if recorded.router in routers else " or ".join(routers)),
     ):
         if expected != found:

@@ -173,9 +173,7 @@ class _Output:
         elif os.path.isdir(path):
             raise InputOutput(f"{path}: expected a file, found a folder")
         elif os.path.lexists(path) and not force:
-            raise InputOutput(
-                f"{path}: expected a path where nothing is, found a file (--force replaces it)"
-            )
+            raise InputOutput(f"{path}: expected a path where nothing is, found a file (--force replaces it)")
         else:
             self.path = os.path.realpath(path)
             self.temp = f"{self.path}.{os.getpid()}.tmp"

@@ -203,8 +203,8 @@ class RouterReplay(Replay):
         """Where rows [row, row + T) of the micro-batch go in MoE layer `layer` (0..L-1), and with what
         weights.
 
-        logits: [T, E], or [..., E] flattened to that, of this forward. Returns ids [T, K] i64 and weights [T,
-        K] f32, zero for padding rows, which flow back to logits. table: [T, K] ids, of a router that chooses
+        logits: [T, E], or [..., E] flattened to that, of this forward. Returns ids [T, K of the layer] i64
+        and weights [T, K] f32, zero for padding rows, which flow back to logits. table: [T, K] ids, of a router that chooses
         by the token's id and not by logits. InvalidArgument for logits that are not finite, which a CUDA device
         tells at the end of the step.
         """
@@ -222,7 +222,7 @@ class RouterReplay(Replay):
     # ---- what the ops do -----------------------------------------------------------------------------------
 
     def _gate_forward(self, logits: torch.Tensor, table: Any, micro_batch: int, layer: int, row: int) -> Any:
-        T, K = logits.shape[0], self.model.top_k
+        T, K = logits.shape[0], self.model.layer_k(layer)
         logits = logits.contiguous()
         self._check(logits, torch.float32, (T, self.model.num_experts), "logits")
         if table is not None:
@@ -240,7 +240,7 @@ class RouterReplay(Replay):
     ) -> Any:
         T = logits.shape[0]
         logits, dweights = logits.contiguous(), dweights.float().contiguous()
-        self._check(dweights, torch.float32, (T, self.model.top_k), "the gradient of weights")
+        self._check(dweights, torch.float32, (T, self.model.layer_k(layer)), "the gradient of weights")
         dlogits = torch.empty_like(logits)
         with self._on_stream():
             _abi.functions["wb_hooks_gate_backward"](
@@ -257,7 +257,7 @@ class RouterReplay(Replay):
 
     def _told(self, ids: torch.Tensor, micro_batch: int, layer: int, row: int) -> None:
         T = ids.shape[0]
-        self._check(ids, ids.dtype, (T, self.model.top_k), "ids dispatched")
+        self._check(ids, ids.dtype, (T, self.model.layer_k(layer)), "ids dispatched")
         # A narrower type would wrap an id that is no expert's to one that is; u16 has room for such a one.
         narrow, described = self._ids(ids.clamp(-1, self.model.num_experts).to(torch.int16).contiguous())
         with self._on_stream():
@@ -269,9 +269,9 @@ class RouterReplay(Replay):
         if self._mode == "off":
             raise Unsupported("a table of ids in mode off, which forces nothing: use the model's own choice")
         found = super().rows(micro_batch, layer, row, len(table))
-        native = _abi.array(table.cpu().numpy(), self.model.id_dtype, (len(table), self.model.top_k), "table")
+        K = self.model.layer_k(layer)
+        native = _abi.array(table.cpu().numpy(), self.model.id_dtype, (len(table), K), "table")
         chosen = np.where((found.direction == 0)[:, None], native, found.ids)
-        K = self.model.top_k
         _abi.functions["wb_replay_choose"](
             self._address,
             micro_batch,
@@ -291,7 +291,7 @@ class RouterReplay(Replay):
 
     def _ids(self, tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
         dtype = _abi.enums["WB_U8" if tensor.dtype == torch.uint8 else "WB_U16"]
-        return tensor, _abi.struct("wb_ids", data=tensor.data_ptr(), dtype=dtype, stride=self.model.top_k)
+        return tensor, _abi.struct("wb_ids", data=tensor.data_ptr(), dtype=dtype, stride=tensor.shape[1])
 
     def _check(self, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], what: str) -> None:
         found = (tensor.device, tensor.dtype, tuple(tensor.shape))

@@ -1,7 +1,8 @@
 /* bench_attention_cuda.cu - time of attention on CUDA in bf16: training of 4 x 4096 tokens, the same from
  * pages of 64, of 16 and from scattered rows, and decoding of one token a sequence from pages of 64, as a
- * graph, beside a copy of device memory; single tokens beside a chunk of a prompt; and all three of long
- * sequences with a window.
+ * graph, beside a copy of device memory; single tokens beside a chunk of a prompt; all three of long
+ * sequences with a window; and latent attention as DeepSeek-V3 and V2-Lite have it, in its absorbed form, a
+ * forward and decoding.
  *
  *     bench_attention_cuda [HEADS KV_HEADS HEAD_DIM]
  *
@@ -15,6 +16,9 @@ namespace {
 struct shape {
     int32_t heads, kv_heads, D;
 };
+
+/* Rows of the pool, one for all heads, are keys of 576 and the first 512 of them values. */
+const int32_t LATENT_KEY = 576, LATENT_VALUE = 512;
 
 /* n sequences of `length`; window 0: none. */
 struct sequences {
@@ -115,6 +119,7 @@ double graph_ms(const std::function<void()> &op) {
 void time_decode(const shape &s, int32_t n, int32_t context, int32_t window = 0) {
     wb_attention a = make_attention(s, n, context, 1, 64);
     a.window = window;
+    a.one_a_sequence = true;
     wb_rows out = random_rows(a.T * s.heads * s.D, 1);
     const double bytes = 2.0 * n * (window > 0 ? window : context) * s.kv_heads * s.D * 2;
     const double ms = graph_ms([&] { must(dev->attention_forward(dev, &a, out), "decode"); });
@@ -139,6 +144,25 @@ void time_mixed(const shape &s, int32_t n, int32_t context, int32_t chunk) {
     const double ms = graph_ms([&] { must(dev->attention_forward(dev, &a, out), "mixed"); });
     printf("%d single tokens and %d of a prompt, context %5d %9.1f us\n", n - 1, chunk, context, 1000 * ms);
     dev->mem_free(dev, out.data);
+    free_attention(a);
+}
+
+/* Of a token for each of n sequences, or of one sequence as a whole. */
+void time_latent(int32_t heads, int32_t n, int32_t context, int32_t tokens) {
+    wb_attention a = make_attention({heads, 1, LATENT_KEY}, n, context, tokens, 64);
+    a.value_dim = LATENT_VALUE, a.one_a_sequence = tokens == 1;
+    dev->mem_free(dev, a.v.data);
+    a.v = a.k;
+    wb_rows out = random_rows(a.T * heads * LATENT_VALUE, 1);
+    const double pairs = tokens == 1 ? double(n) * context : sequences{n, context, 0}.seen();
+    const double flop = 2.0 * pairs * heads * (LATENT_KEY + LATENT_VALUE);
+    const double bytes = 2.0 * n * context * LATENT_KEY;
+    const double ms = median_ms([&] { must(dev->attention_forward(dev, &a, out), "latent"); });
+    printf(
+        "latent, %3d heads, batch %2d, context %4d, fed %4d %9.1f us %8.1f TFLOP/s %8.0f GB/s of latents\n",
+        heads, n, context, tokens, 1000 * ms, flop / ms / 1e9, bytes / ms / 1e6);
+    dev->mem_free(dev, out.data);
+    a.v.data = nullptr;
     free_attention(a);
 }
 
@@ -171,6 +195,8 @@ int main(int argc, char **argv) {
         for (int32_t context : {1024, 8192}) time_decode(s, n, context);
     time_decode(s, 1, 32768), time_decode(s, 64, 32768);
     time_mixed(s, 64, 4096, 2048);
+    for (int32_t heads : {16, 128})
+        time_latent(heads, 64, 1024, 1), time_latent(heads, 64, 8192, 1), time_latent(heads, 1, 2048, 2048);
     for (int32_t length : {8192, 32768})
         for (int32_t window : {0, 128, 4096}) {
             time_long(s, {1, length, window}, 64, false), time_backward(s, {1, length, window}, true);

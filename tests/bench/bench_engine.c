@@ -3,7 +3,9 @@
  * on one rank and on two, which are threads; and all groups on one of two ranks, at most 8 requests of a
  * rank running, with requests lent or not.
  *
- * bench_engine [GROUPS [RANKS [ANSWER]]]       2 groups; 1 and 2 ranks (0); answers of 16 to 128 tokens
+ * bench_engine [GROUPS [RANKS [ANSWER [CASE [LAYERS]]]]]       2 groups; 1 and 2 ranks (0); answers of 16 to
+ * 128 tokens; all cases (0), or of those of so many ranks the one that is so many lines down; 8 layers. One
+ * case and one layer are for a profiler.
  *
  * The model is bench_model's. Prints new tokens a second, by the wall clock and by the CPU time of all
  * threads, prompt tokens fed and taken over, drafts fed and accepted, and the share of steps in which a
@@ -35,7 +37,7 @@ typedef struct rank {
     double seconds, cpu_seconds; /* of generation alone; of all threads */
 } rank;
 
-static const wb_config config = {
+static wb_config config = {
     .family = WB_FAMILY_QWEN3_MOE,
     .hidden_size = 512,
     .n_layers = 8,
@@ -161,22 +163,28 @@ static void run(const load *l) {
 
 int main(int argc, char **argv) {
     int code;
-    long groups = 2, only = 0, answer = 128;
+    long groups = 2, only = 0, answer = 128, only_case = 0, layers = config.n_layers;
     if (usage_ends(
-            argc, argv, 0, 3,
-            "usage: bench_engine [GROUPS [RANKS [ANSWER]]]\n"
-            "groups of 16 samples (2), on 1 or 2 ranks (0: both), the longest answer in tokens (128)\n",
+            argc, argv, 0, 5,
+            "usage: bench_engine [GROUPS [RANKS [ANSWER [CASE [LAYERS]]]]]\n"
+            "groups of 16 samples (2), on 1 or 2 ranks (0: both), the longest answer in tokens (128),\n"
+            "the case by its line (0: all of them), layers of the model (8)\n",
             &code))
         return code;
     if (!usage_number("GROUPS", argc > 1 ? argv[1] : NULL, 1, 4096, &groups) ||
         !usage_number("RANKS", argc > 2 ? argv[2] : NULL, 0, MAX_RANKS, &only) ||
-        !usage_number("ANSWER", argc > 3 ? argv[3] : NULL, 8, config.max_positions - PROMPT, &answer))
+        !usage_number("ANSWER", argc > 3 ? argv[3] : NULL, 8, config.max_positions - PROMPT, &answer) ||
+        !usage_number("CASE", argc > 4 ? argv[4] : NULL, 0, 7, &only_case) ||
+        !usage_number("LAYERS", argc > 5 ? argv[5] : NULL, 1, 8, &layers))
         return 2;
+    config.n_layers = (int32_t)layers;
+    config.moe_layer_mask[0] = (UINT64_C(1) << layers) - 1;
     load l = {.n_groups = (int)groups, .max_answer = (uint32_t)answer, .routes = true};
-    printf("qwen3_moe, 89M parameters, f32; %d groups of %d, prompts of %d, answers of %u to %u\n",
+    printf("qwen3_moe, %ld layers, f32; %d groups of %d, prompts of %d, answers of %u to %u\n", layers,
            l.n_groups, SAMPLES, PROMPT, l.max_answer / 8, l.max_answer);
     for (l.n_ranks = 1; l.n_ranks <= MAX_RANKS; l.n_ranks++)
         for (int i = 0; i < (l.n_ranks == 1 ? 5 : 7) && (only == 0 || only == l.n_ranks); i++) {
+            if (only_case > 0 && only_case != i + 1) continue;
             l.cache = i != 0;
             l.max_drafts = i == 2 || i == 3 ? 4 : 0;
             l.routes = i != 3 && i != 4;

@@ -2,8 +2,8 @@
 """What PyTorch reaches on this GPU, for the table of tests/gpu.sh: a line a figure, `name<TAB>value`.
 
 Dense products and attention in TFLOP/s (bf16; attention causal, 4 x 4096 tokens, 32 heads of 128, keys and values of
-all heads), top-k of the router in microseconds, a copy in GB/s read and written, and the products of bench_products_cuda in
-microseconds, by cuBLAS with the order of sums that it likes best. Where transformers is there, its Qwen3-MoE layer with
+all heads), top-k and gate of the router in microseconds, a copy in GB/s read and written, and the products of
+bench_products_cuda in microseconds, by cuBLAS with the order of sums that it likes best. Where transformers is there, its Qwen3-MoE layer with
 experts by grouped_mm, in the shapes of bench_layer_cuda: TFLOP/s of the experts' products, gradients of bf16. Medians of
 single calls; `steady` is the mean under a load of half a second, when the clock has come down to what the power limit
 allows.
@@ -100,6 +100,21 @@ def topk():
     print(f"topk\t{1000 * milliseconds(lambda: torch.topk(logits, 8)):.1f}")
 
 
+def gate():
+    """The gate of a replayed router in eager PyTorch, forward and backward: logits at the ids, softmax over these, and a map of
+    all experts, dense as Megatron-Core has it."""
+    logits = torch.randn(262144, 128, device="cuda", requires_grad=True)
+    ids = torch.topk(logits.detach(), 8).indices
+    gradient = torch.randn(262144, 128, device="cuda")
+
+    def both():
+        logits.grad = None
+        weights = torch.softmax(logits.gather(1, ids), 1)
+        torch.zeros_like(logits).scatter(1, ids, weights).backward(gradient)
+
+    print(f"gate\t{1000 * milliseconds(both):.1f}")
+
+
 def copy():
     a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
@@ -135,6 +150,7 @@ def main():
         except RuntimeError as error:  # a backend that this build of PyTorch does not have
             print(f"# {name}: {str(error).splitlines()[0]}")
     topk()
+    gate()
     copy()
     products()
 

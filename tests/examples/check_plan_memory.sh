@@ -74,6 +74,9 @@ mailboxes() { plan "$@" --device cuda >boxes || fail "a plan for GPUs: $*"; grep
 [ "$(mailboxes 2 "${q30[@]}" --kl-coef 0.1)" = 3 ] || fail "a reference has a mailbox too"
 [ "$(mailboxes 1 "${q30[@]}")" = 0 ] && [ "$(mailboxes 17 "${q30[@]}")" = 0 ] || fail "a mailbox on 1 rank, or on 17"
 ! grep -q mailbox bf16 || fail "a mailbox on the CPU"
+# A build without CUDA does not know it; on the CPU there is none.
+[ "$(grep -c 'scratch of ops' boxes)" -le 1 ] || fail "the scratch of a device's ops more than once"
+! grep -q "scratch of ops" bf16 || fail "scratch of CUDA's ops on the CPU"
 
 echo "== what is refused"
 refused "--resume: expected none beside --plan-memory" --model model --plan-memory 2 --resume

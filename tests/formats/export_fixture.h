@@ -44,18 +44,34 @@ static inline void export_make_records(export_place *p, fixture_rng *rng, bool h
     }
 }
 
-static inline void export_open(export_place *p, fixture_rng *rng, uint32_t E, uint32_t K, bool holes) {
+/* What a model has beside: indexers, of which some records say what they chose; layers that differ in K, and
+ * experts without weights. */
+typedef enum export_kind { EXPORT_PLAIN, EXPORT_INDEXED, EXPORT_DIFFERING } export_kind;
+
+/* Writes the records, as they are now, and opens the dump. */
+static inline void export_write(export_place *p) {
     wb_dump_writer *writer = NULL;
-    memset(p, 0, sizeof *p);
-    fixture_directory(p->directory);
-    snprintf(p->path, sizeof p->path, "%s/run.wbr", p->directory);
-    fixture_model_init(&p->f, 4, E, K);
-    export_make_records(p, rng, holes);
+    wb_dump_close(p->dump);
+    unlink(p->path);
     assert_int_equal(wb_dump_create(p->path, &p->f.model, NULL, &writer), WB_OK);
     for (uint32_t i = 0; i < EXPORT_N; i++)
         assert_int_equal(wb_dump_append(writer, &p->records[i].record), WB_OK);
     assert_int_equal(wb_dump_finish(writer), WB_OK);
     assert_int_equal(wb_dump_open(p->path, &p->dump), WB_OK);
+}
+
+static inline void export_open(export_place *p, fixture_rng *rng, uint32_t E, uint32_t K, bool holes,
+                               export_kind kind) {
+    memset(p, 0, sizeof *p);
+    fixture_directory(p->directory);
+    snprintf(p->path, sizeof p->path, "%s/run.wbr", p->directory);
+    fixture_model_init(&p->f, 4, E, K);
+    if (kind == EXPORT_INDEXED) fixture_model_index(&p->f, 5);
+    if (kind == EXPORT_DIFFERING) fixture_model_vary(&p->f, 2);
+    export_make_records(p, rng, holes);
+    for (uint32_t i = 0; kind == EXPORT_INDEXED && i < EXPORT_N; i += 3)
+        fixture_record_index(&p->records[i], &p->f.model, rng, 0);
+    export_write(p);
 }
 
 static inline void export_close(export_place *p) {

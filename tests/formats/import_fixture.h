@@ -26,14 +26,29 @@ static inline uint32_t import_number(const json_t *object, const char *key) {
     return (uint32_t)json_integer_value(json_object_get(object, key));
 }
 
+/* `list`: NULL is an empty one. */
+static inline void import_take_list(const json_t *list, uint32_t *numbers_out) {
+    for (size_t i = 0; i < json_array_size(list); i++)
+        numbers_out[i] = (uint32_t)json_integer_value(json_array_get(list, i));
+}
+
 /* The model of a file of the manifest. */
 static inline void import_model_of(const json_t *manifest, const json_t *file, fixture_model *f) {
     const json_t *m = json_object_get(json_object_get(manifest, "models"), import_text(file, "model"));
     const json_t *moe = json_object_get(m, "moe");
     fixture_model_init(f, (uint32_t)json_array_size(moe), import_number(m, "E"), import_number(m, "K"));
     f->model.num_hidden_layers = import_number(m, "hidden");
-    for (size_t l = 0; l < json_array_size(moe); l++)
-        f->layers[l] = (uint32_t)json_integer_value(json_array_get(moe, l));
+    import_take_list(moe, f->layers);
+    import_take_list(json_object_get(m, "layer_K"), f->layer_top_k);
+    if (json_object_get(m, "layer_K")) f->model.layer_top_k = f->layer_top_k;
+    const json_t *indexer = json_object_get(m, "indexer"), *indexed = json_object_get(indexer, "layers");
+    if (!indexer) return;
+    import_take_list(indexed, f->indexer_layers);
+    import_take_list(indexed, f->indexer_source);
+    f->model.n_indexer_layers = (uint32_t)json_array_size(indexed);
+    f->model.indexer_k = import_number(indexer, "k");
+    f->model.indexer_layers = f->indexer_layers;
+    f->model.indexer_source = f->indexer_source;
 }
 
 /* The file's bytes; freed with free(). */

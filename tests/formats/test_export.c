@@ -6,6 +6,7 @@
 static wb_record said(const export_place *p, uint32_t i, wb_export_layout layout) {
     wb_record r = p->records[i].record;
     const bool lines = layout == WB_EXPORT_SGLANG || layout == WB_EXPORT_VLLM;
+    if (!wb_export_keeps_indexer(layout)) r.indexer = NULL;
     if (!lines) {
         r.sampling = NULL;
         r.mask_ids = r.mask_ends = NULL;
@@ -17,21 +18,17 @@ static wb_record said(const export_place *p, uint32_t i, wb_export_layout layout
     return r;
 }
 
-static void round_trip(wb_export_layout layout, wb_import_layout back, uint32_t E, uint32_t K, bool holes,
-                       fixture_rng *rng) {
-    export_place p;
+static void read_back(const export_place *p, wb_export_layout layout, wb_import_layout back) {
     wb_import *import = NULL;
     wb_record found_record;
     bool found = false;
-    export_open(&p, rng, E, K, holes);
-    if (export_to(&p, layout) != WB_OK) fail_msg("%s", wb_error_message());
-    assert_int_equal(wb_import_open("exported", p.bytes, p.size, back, &p.f.model, &import), WB_OK);
+    assert_int_equal(wb_import_open("exported", p->bytes, p->size, back, &p->f.model, &import), WB_OK);
     for (uint32_t i = 0; i < EXPORT_N; i++) {
-        const wb_record expected = said(&p, i, layout);
+        const wb_record expected = said(p, i, layout);
         if (wb_import_next(import, &found_record, &found) != WB_OK)
             fail_msg("seed %" PRIu64 ": %s", export_seed, wb_error_message());
         assert_true(found);
-        const char *difference = fixture_difference(&p.f.model, &expected, &found_record);
+        const char *difference = fixture_difference(&p->f.model, &expected, &found_record);
         if (difference)
             fail_msg("seed %" PRIu64 ", %s, record %u: another %s", export_seed,
                      wb_export_layout_name(layout), i, difference);
@@ -39,6 +36,14 @@ static void round_trip(wb_export_layout layout, wb_import_layout back, uint32_t 
     assert_int_equal(wb_import_next(import, &found_record, &found), WB_OK);
     assert_false(found);
     wb_import_close(import);
+}
+
+static void round_trip(wb_export_layout layout, wb_import_layout back, uint32_t E, uint32_t K, bool holes,
+                       export_kind kind, fixture_rng *rng) {
+    export_place p;
+    export_open(&p, rng, E, K, holes, kind);
+    if (export_to(&p, layout) != WB_OK) fail_msg("%s", wb_error_message());
+    read_back(&p, layout, back);
     export_close(&p);
 }
 
@@ -55,10 +60,35 @@ static void test_round_trip(void **unused) {
     fixture_rng rng = {export_seed};
     print_message("seed %" PRIu64 "\n", export_seed);
     for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
-        round_trip(layouts[i].to, layouts[i].from, 64, 4, layouts[i].holes, &rng);
-        round_trip(layouts[i].to, layouts[i].from, 256, 8, layouts[i].holes, &rng);
-        round_trip(layouts[i].to, layouts[i].from, 300, 3, layouts[i].holes, &rng);
+        const wb_export_layout to = layouts[i].to;
+        const wb_import_layout from = layouts[i].from;
+        const bool holes = layouts[i].holes;
+        round_trip(to, from, 64, 4, holes, EXPORT_PLAIN, &rng);
+        round_trip(to, from, 256, 8, holes, EXPORT_PLAIN, &rng);
+        round_trip(to, from, 300, 3, holes, EXPORT_PLAIN, &rng);
+        round_trip(to, from, 256, 4, holes, EXPORT_INDEXED, &rng);
+        if (to == WB_EXPORT_VLLM) continue;
+        round_trip(to, from, 64, 4, holes, EXPORT_DIFFERING, &rng);
+        round_trip(to, from, 300, 3, holes, EXPORT_DIFFERING, &rng);
     }
+}
+
+/* A record whose rows begin in the prompt, and with them what indexers chose. */
+static void test_indexer_rows_that_begin_later(void **unused) {
+    (void)unused;
+    export_place p;
+    fixture_rng rng = {export_seed};
+    export_open(&p, &rng, 64, 4, false, EXPORT_INDEXED);
+    fixture_record *f = &p.records[1];
+    f->routes[0].ids = f->ids + 2 * wb_route_row_bytes(&p.f.model);
+    f->routes[0].start = 2;
+    f->routes[0].rows = f->record.n_tokens - 3;
+    fixture_record_index(f, &p.f.model, &rng, 2);
+    export_write(&p);
+    assert_int_equal(export_to(&p, WB_EXPORT_SGLANG), WB_OK);
+    read_back(&p, WB_EXPORT_SGLANG, WB_IMPORT_SGLANG);
+    export_refused(&p, WB_EXPORT_SLIME, WB_UNSUPPORTED, "expected what indexers chose at positions 0..");
+    export_close(&p);
 }
 
 /* A batch has log-probabilities and a weight version where all its records have them. */
@@ -67,7 +97,7 @@ static void test_verl_has_logprobs_where_all_do(void **unused) {
     export_place p;
     wb_import *import = NULL;
     fixture_rng rng = {export_seed};
-    export_open(&p, &rng, 64, 4, false);
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
     wb_dump_close(p.dump);
     unlink(p.path);
     wb_dump_writer *writer = NULL;
@@ -103,7 +133,7 @@ static void test_what_has_no_place(void **unused) {
     export_place p;
     fixture_rng rng = {export_seed};
     wb_dump_writer *writer = NULL;
-    export_open(&p, &rng, 64, 4, false);
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
     wb_dump_close(p.dump);
     unlink(p.path);
     /* One record of 8 tokens whose row 5, of the fifth token, is missing. */
@@ -122,6 +152,33 @@ static void test_what_has_no_place(void **unused) {
     export_close(&p);
 }
 
+/* No layout can say that a choice of an indexer is not known. */
+static void test_unknown_choices_have_no_place(void **unused) {
+    (void)unused;
+    export_place p;
+    fixture_rng rng = {export_seed};
+    export_open(&p, &rng, 64, 4, false, EXPORT_INDEXED);
+    p.records[3].indexer.rows--; /* of the last row it is not known */
+    export_write(&p);
+    export_refused(&p, WB_EXPORT_SGLANG, WB_UNSUPPORTED,
+                   "record r3 \"\\ \xc3\xa4: expected what indexers chose");
+    export_refused(&p, WB_EXPORT_SLIME, WB_UNSUPPORTED,
+                   "record r3 \"\\ \xc3\xa4: expected what indexers chose");
+    assert_int_equal(export_to(&p, WB_EXPORT_NPZ), WB_OK);
+    export_close(&p);
+}
+
+static void test_unsigned_ids_have_no_filler(void **unused) {
+    (void)unused;
+    export_place p;
+    fixture_rng rng = {export_seed};
+    export_open(&p, &rng, 64, 4, false, EXPORT_DIFFERING);
+    export_refused(&p, WB_EXPORT_VLLM, WB_UNSUPPORTED,
+                   "MoE layer 1 (model layer 2) has 3 choices and others up to 4: vLLM's layout");
+    assert_int_equal(export_to(&p, WB_EXPORT_NPZ), WB_OK);
+    export_close(&p);
+}
+
 static wb_status full(void *ctx, const void *bytes, size_t size) {
     (void)bytes;
     size_t *left = ctx;
@@ -134,7 +191,7 @@ static void test_a_full_disk_is_said(void **unused) {
     (void)unused;
     export_place p;
     fixture_rng rng = {export_seed};
-    export_open(&p, &rng, 64, 4, false);
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
     for (int layout = 0; layout < 5; layout++)
         for (size_t room = 0; room < 3000; room += 611) {
             size_t left = room;
@@ -164,7 +221,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_layouts),
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_verl_has_logprobs_where_all_do),
+        cmocka_unit_test(test_indexer_rows_that_begin_later),
         cmocka_unit_test(test_what_has_no_place),
+        cmocka_unit_test(test_unknown_choices_have_no_place),
+        cmocka_unit_test(test_unsigned_ids_have_no_filler),
         cmocka_unit_test(test_a_full_disk_is_said),
     };
     if (argc > 1) export_seed = strtoull(argv[1], NULL, 10);

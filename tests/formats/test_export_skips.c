@@ -17,19 +17,12 @@ static bool leave(void *ctx, wb_status status) {
 
 /* Of the records 1 has no rows, and a row of 2 is missing. */
 static void spoil(export_place *p, uint8_t *valid) {
-    wb_dump_writer *writer = NULL;
     wb_record *bare = &p->records[1].record;
     bare->n_routes = 0;
     bare->finish = WB_FINISH_ABORT;
     valid[0] = 0xf7;
     p->records[2].routes[0].valid = valid;
-    wb_dump_close(p->dump);
-    unlink(p->path);
-    assert_int_equal(wb_dump_create(p->path, &p->f.model, NULL, &writer), WB_OK);
-    for (uint32_t i = 0; i < EXPORT_N; i++)
-        assert_int_equal(wb_dump_append(writer, &p->records[i].record), WB_OK);
-    assert_int_equal(wb_dump_finish(writer), WB_OK);
-    assert_int_equal(wb_dump_open(p->path, &p->dump), WB_OK);
+    export_write(p);
 }
 
 /* Those that are not left out are read back, in order. */
@@ -75,7 +68,7 @@ static void test_refused_records_are_left_out(void **unused) {
     uint8_t valid[8];
     fixture_rng rng = {export_seed};
     memset(valid, 0xff, sizeof valid);
-    export_open(&p, &rng, 64, 4, false);
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
     spoil(&p, valid);
     export_refused(&p, WB_EXPORT_VERL, WB_UNSUPPORTED, "record r1");
     leave_out(&p, WB_EXPORT_SGLANG, WB_IMPORT_SGLANG, false, false);
@@ -91,7 +84,7 @@ static void test_nothing_is_left(void **unused) {
     fixture_record f;
     fixture_rng rng = {export_seed};
     wb_dump_writer *writer = NULL;
-    export_open(&p, &rng, 64, 4, false);
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
     wb_dump_close(p.dump);
     unlink(p.path);
     fixture_record_init(&f, &p.f.model, &rng, "bare", 3, 8, 0, 0, false);

@@ -26,11 +26,13 @@ static bool is_missing(const json_t *expected, uint32_t position) {
 
 static void assert_row(const wb_route_model *m, const json_t *row, const void *found, uint32_t position) {
     const wb_dtype dtype = wb_route_dtype(m->num_experts);
-    for (uint32_t l = 0; l < m->n_moe_layers; l++)
-        for (uint32_t k = 0; k < m->top_k; k++)
+    for (uint32_t l = 0; l < m->n_moe_layers; l++) {
+        assert_int_equal(json_array_size(json_array_get(row, l)), wb_route_layer_k(m, l));
+        for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++)
             if (json_integer_value(json_array_get(json_array_get(row, l), k)) !=
-                (json_int_t)wb_route_id(found, dtype, (size_t)l * m->top_k + k))
+                (json_int_t)wb_route_id(found, dtype, wb_route_layer_first(m, l) + k))
                 fail_msg("position %u, MoE layer %u, choice %u: another expert", position, l, k);
+    }
 }
 
 static void assert_rows(const wb_route_model *m, const json_t *expected, const json_t *truth,
@@ -64,6 +66,24 @@ static void assert_mask(const json_t *expected, const json_t *truth, const wb_re
     }
 }
 
+static void assert_indexer(const wb_route_model *m, const json_t *expected, const json_t *truth,
+                           const wb_record *r) {
+    const json_t *rows = json_object_get(truth, "indexer");
+    const uint32_t start = import_number(expected, "start");
+    assert_int_equal(r->indexer != NULL, is_true(expected, "indexer"));
+    for (uint32_t p = 0; r->indexer && p < r->n_tokens; p++)
+        for (uint32_t s = 0; s < wb_indexer_columns(m); s++) {
+            const json_t *cell = json_array_get(json_array_get(rows, p), s);
+            wb_indexer_choice choice = {0};
+            assert_int_equal(wb_indexer_at(m, r->indexer, p, s, &choice), p >= start && p + 1 < r->n_tokens);
+            if (p < start) continue;
+            assert_int_equal(choice.count, json_array_size(cell));
+            for (uint32_t j = 0; j < choice.count; j++)
+                assert_int_equal(wb_indexer_position(&choice, j),
+                                 json_integer_value(json_array_get(cell, j)));
+        }
+}
+
 static void assert_record(const wb_route_model *m, const json_t *expected, const wb_record *r) {
     const json_t *truth =
         json_array_get(json_object_get(manifest, "truth"), import_number(expected, "truth"));
@@ -85,6 +105,7 @@ static void assert_record(const wb_route_model *m, const json_t *expected, const
     assert_rows(m, expected, truth, r);
     assert_logprobs(expected, truth, r);
     assert_mask(expected, truth, r);
+    assert_indexer(m, expected, truth, r);
 }
 
 static wb_import *open_file(const json_t *file, const uint8_t *bytes, size_t size, fixture_model *f) {

@@ -160,10 +160,18 @@ static void open_whole(const problem *p, const pool *l, batch *b) {
         for (int32_t i = 0; i < p->lengths[s]; i++) add_token(p, s, i, b);
 }
 
+/* That no two tokens are of one sequence may be told or not. */
+static bool is_told_one_a_sequence(const batch *b) {
+    for (int64_t t = 1; t < b->T; t++)
+        if (b->seq[t] >= 0 && b->seq[t] == b->seq[t - 1]) return false;
+    return rng_range(0, 1) == 0;
+}
+
 static uint16_t *forward(const problem *p, const batch *b) {
     uint16_t *out = poisoned(b->T * p->heads * p->V);
     wb_attention args = b->args;
     args.log_sums = b->log_sums;
+    args.one_a_sequence = is_told_one_a_sequence(b);
     for (int64_t i = 0; i < b->T * p->heads; i++) b->log_sums[i] = NAN;
     assert_ok(cuda->attention_forward(cuda, &args, (wb_rows){out, WB_BF16}));
     return out;

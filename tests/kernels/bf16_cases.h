@@ -22,6 +22,7 @@ static int64_t *rows_of;           /* [T]: their rows in the pool of blocks of 1
 enum { CHOICES = 2 };
 static int32_t *pair_row, *offsets;
 static float *choice_weights;
+static uint8_t *own_ids; /* [T * CHOICES]: every second choice is of an expert without weights */
 /* Two sequences and two tokens of padding, for the ops of recurrent layers and of compressors, and the heads
  * of a gated delta rule. */
 enum { N_RUNS = 2, CONV_WIDTH = 4, KEY_DIM = 6, DELTA_DIM = 13, VALUES = 2 * DELTA_DIM };
@@ -38,7 +39,8 @@ static void open_sides(void) {
     seq = xalloc(T, sizeof *seq), pos = xalloc(T, sizeof *pos), rows_of = xalloc(T, sizeof *rows_of);
     single = xalloc(2 * T, sizeof *single), blocks = xalloc(2, sizeof *blocks);
     pair_row = xalloc(T * CHOICES, sizeof *pair_row), choice_weights = floats(T * CHOICES);
-    offsets = xalloc(2, sizeof *offsets);
+    offsets = xalloc(2, sizeof *offsets), own_ids = xalloc(T * CHOICES, sizeof *own_ids);
+    for (int i = 0; i < T * CHOICES; i++) own_ids[i] = (uint8_t)(i % 2);
     runs = xalloc(N_RUNS, sizeof *runs), checkpoints = floats(wb_delta_checkpoint_floats(T, delta_heads));
     runs[0] = (wb_sequence_run){0, FIRST_LENGTH, -1};
     runs[1] = (wb_sequence_run){FIRST_LENGTH, T - 2 - FIRST_LENGTH, -1};
@@ -54,7 +56,7 @@ static void open_sides(void) {
 static void close_sides(void) {
     free(weights), free(vector), free(half_weights), free(cosines), free(sines);
     free(tokens), free(index_of), free(seq), free(pos), free(rows_of), free(single), free(blocks);
-    free(pair_row), free(choice_weights), free(offsets), free(runs), free(checkpoints);
+    free(pair_row), free(choice_weights), free(offsets), free(own_ids), free(runs), free(checkpoints);
 }
 
 /* ---- the ops --------------------------------------------------------------------------------- */
@@ -340,11 +342,8 @@ OP(combine_backward) {
     return dev->moe_combine_backward(dev, n, CHOICES, W, r[0], pair_row, choice_weights, r[1], r[2], NULL);
 }
 
-/* Every second choice is of an expert without weights. */
-static uint8_t own_ids[T * CHOICES];
 static wb_own_choices own_choices(int64_t n) {
     fill_pairs(n);
-    for (int64_t i = 0; i < n * CHOICES; i++) own_ids[i] = (uint8_t)(i % 2);
     return (wb_own_choices){n, W, CHOICES, 1, {own_ids, WB_U8, CHOICES}, choice_weights};
 }
 OP(own) {

@@ -14,7 +14,7 @@ static int step(void) {
 }
 
 static int32_t shorter(int32_t length) {
-    return few ? length / 4 : length;
+    return few ? length / 8 : length;
 }
 
 static void test_forward_is_within_the_bound(void **state) {
@@ -87,9 +87,10 @@ static void test_a_query_is_the_same_in_any_company(void **state) {
     }
 }
 
-/* More tokens than the kernel of single ones is started for. */
+/* More tokens than the kernel of single ones is started for, which a few of them are not. */
 static void test_many_tokens_are_as_few(void **state) {
     (void)state;
+    if (few) skip();
     problem p = {.n = 2,
                  .heads = 4,
                  .kv_heads = 2,

@@ -172,10 +172,48 @@ static void test_a_graph_gives_the_same(void **state) {
     free_problem(&p);
 }
 
+/* The kernel of single tokens begins before the one before it has ended, and reads what that one writes only
+ * behind its end: each call has the results of the one before as its queries. */
+static void test_a_chain_of_calls_waits(void **state) {
+    (void)state;
+    enum { N = 200, CALLS = 4 };
+    problem p;
+    pool l;
+    batch b;
+    void *graph = NULL;
+    uint16_t *out[CALLS], *expected[CALLS];
+    make_long(&p, 1);
+    make_pool(&p, 16, &l);
+    const int64_t size = N * p.heads * p.D;
+    int32_t *blocks = open_singles(&p, &l, N, &b);
+    wb_attention calls[CALLS];
+    for (int i = 0; i < CALLS; i++) {
+        out[i] = poisoned(size), expected[i] = xalloc(size, sizeof *expected[i]);
+        calls[i] = b.args, calls[i].one_a_sequence = true;
+        if (i > 0) calls[i].q.data = out[i - 1];
+        assert_ok(cuda->attention_forward(cuda, &calls[i], (wb_rows){out[i], WB_BF16}));
+        memcpy(expected[i], out[i], (size_t)size * sizeof *out[i]);
+    }
+    assert_int_equal(cuda->graph_begin(cuda), WB_OK);
+    for (int i = 0; i < CALLS; i++)
+        assert_int_equal(cuda->attention_forward(cuda, &calls[i], (wb_rows){out[i], WB_BF16}), WB_OK);
+    assert_ok(cuda->graph_end(cuda, &graph));
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < CALLS; i++) memset(out[i], 0xff, (size_t)size * sizeof *out[i]);
+        assert_ok(cuda->graph_launch(cuda, graph));
+        for (int i = 0; i < CALLS; i++)
+            assert_memory_equal(out[i], expected[i], (size_t)size * sizeof *out[i]);
+    }
+    cuda->graph_free(cuda, graph);
+    for (int i = 0; i < CALLS; i++) free(out[i]), free(expected[i]);
+    free(blocks), close_batch(&b), free_pool(&l), free_problem(&p);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_long_contexts_are_the_same_in_any_company),
         cmocka_unit_test(test_a_graph_gives_the_same),
+        cmocka_unit_test(test_a_chain_of_calls_waits),
     };
     rng_open(argc, argv);
     open_cuda();

@@ -1,5 +1,6 @@
 /* test_reserve_scratch_cuda.c - after reserve_scratch, no op of the sizes that were announced makes the
- * scratch of a CUDA device larger. 77 where there is no device. */
+ * scratch of a CUDA device larger, and of a device such as wb_scratch_bytes_cuda is of it is as large as that
+ * says. 77 where there is no device. */
 #include "cuda_memory.h"
 
 #include "cuda/cuda_device.h"
@@ -14,6 +15,8 @@ static void run_trial(int number) {
         const wb_cuda_device *opened = (const wb_cuda_device *)t.dev;
         assert_ok(t.dev->reserve_scratch(t.dev, &t.most));
         const size_t before = opened->scratch_bytes;
+        if (opened->multiprocessors == 132 && opened->capability == 9)
+            assert_int_equal(before, wb_scratch_bytes_cuda(&t.most));
         pool_used = 0;
         families[i](&t);
         if (opened->scratch_bytes != before)

@@ -58,8 +58,9 @@ static void check_saves(const char *name) {
 
 static void test_saves_have_the_weights_that_were_read(void **state) {
     (void)state;
-    static const char *const names[] = {"glm4_moe_fp8",  "glm4_moe_groups", "glm4_moe_mtp",   "gpt_oss_plain",
-                                        "gpt_oss_mxfp4", "mixtral_fused",   "qwen2_moe_plain"};
+    static const char *const names[] = {"deepseek_v4_released", "glm4_moe_fp8",   "glm4_moe_groups",
+                                        "glm4_moe_mtp",         "gpt_oss_plain",  "gpt_oss_mxfp4",
+                                        "mixtral_fused",        "qwen2_moe_plain"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) check_saves(names[i]);
 }
 

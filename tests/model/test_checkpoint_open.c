@@ -61,7 +61,7 @@ static void test_registry_describes_the_storages(void **state) {
     assert_int_equal(routes->top_k, 4);
     /* The configuration alone says the same. */
     wb_config config;
-    uint32_t moe_layers[6];
+    uint32_t moe_layers[9];
     wb_route_model told;
     assert_int_equal(wb_config_load(golden("qwen3_moe").text, &config), WB_OK);
     assert_int_equal(wb_config_routes(&config, moe_layers, &told), WB_OK);

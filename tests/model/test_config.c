@@ -301,6 +301,12 @@ static void test_released_deepseek_v4(void **state) {
     assert_true(c.router.type == WB_ROUTER_SQRTSOFTPLUS && c.router.normalize && c.router.scale == 1.5f);
     assert_true(c.swiglu_limit == 10 && c.shared_width == 2048 && wb_config_n_moe(&c) == 43);
     assert_int_equal(c.n_mtp_layers, 0);
+    uint32_t layers[3 * 43];
+    wb_route_model routes;
+    assert_int_equal(wb_config_routes(&c, layers, &routes), WB_OK);
+    assert_true(routes.n_indexer_layers == 21 && routes.indexer_k == 512);
+    for (uint32_t i = 0; i < 21; i++)
+        assert_true(routes.indexer_layers[i] == 2 + 2 * i && routes.indexer_source[i] == 2 + 2 * i);
     c = released("deepseek_v4_pro");
     assert_true(c.router.n_experts == 384 && c.router.scale == 2.5f && c.compressed.o_groups == 16);
     assert_true(c.compressed.heavy_layer_mask[0] == UINT64_C(0xaaaaaaaaaaaaaab));
@@ -429,7 +435,7 @@ static void test_dense_layers(void **state) {
 static void test_routes_of_a_configuration(void **state) {
     (void)state;
     wb_config c = expect_ok("qwen3_moe", "mlp_only_layers", "[1]");
-    uint32_t layers[6] = {7, 7, 7};
+    uint32_t layers[9] = {7, 7, 7};
     wb_route_model routes = {.top_k = 777};
     assert_int_equal(wb_config_routes(&c, layers, &routes), WB_OK);
     assert_int_equal(routes.n_moe_layers, 2);

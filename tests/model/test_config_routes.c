@@ -4,6 +4,7 @@
 #include "wb_model.h"
 
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdbool.h>
 
 static temp_path dir;
@@ -22,7 +23,7 @@ static int remove_dir(void **state) {
 
 typedef struct found {
     wb_route_model model;
-    uint32_t layers[2048], vocab;
+    uint32_t layers[3072], vocab;
 } found;
 
 static wb_status read_text(const char *text, found *f) {
@@ -74,6 +75,67 @@ static void test_files_without_what_an_engine_needs(void **state) {
     }
 }
 
+/* The fallback reads hash-routed layers and indexers as the engine does, in every spelling. */
+static void test_hash_layers_and_indexers_without_what_an_engine_needs(void **state) {
+#define V4                                                                                                \
+    "{\"model_type\": \"deepseek_v4\", \"num_hidden_layers\": 6, \"hidden_size\": 8, \"vocab_size\": 9, " \
+    "\"n_routed_experts\": 8, \"num_experts_per_tok\": 2"
+    static const struct {
+        const char *rest;
+        uint32_t n_hash, hash[3], n_indexers, indexers[3], k;
+    } files[] = {
+        {"}", 3, {0, 1, 2}, 2, {3, 5}, 512},
+        {", \"num_hash_layers\": 0, \"index_topk\": 7, \"compress_ratios\": [4, 0, 0, 128, 4, 0, 0]}",
+         0,
+         {0},
+         2,
+         {0, 4},
+         7},
+        {", \"mlp_layer_types\": [\"moe\", \"hash_moe\", \"moe\", \"moe\", \"moe\", \"hash_moe\"], "
+         "\"compress_ratios\": [0, 0, 0, 128, 128, 0]}",
+         2,
+         {1, 5},
+         0,
+         {0},
+         0},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        found f;
+        char text[512];
+        snprintf(text, sizeof text, V4 "%s", files[i].rest);
+        if (read_text(text, &f) != WB_OK) fail_msg("%zu: %s", i, wb_error_message());
+        assert_int_equal(files[i].n_hash, f.model.n_hash_layers);
+        for (uint32_t l = 0; l < files[i].n_hash; l++)
+            assert_int_equal(files[i].hash[l], f.model.hash_layers[l]);
+        assert_int_equal(files[i].n_indexers, f.model.n_indexer_layers);
+        assert_int_equal(files[i].k, f.model.indexer_k);
+        for (uint32_t l = 0; l < files[i].n_indexers; l++)
+            assert_true(f.model.indexer_layers[l] == files[i].indexers[l] &&
+                        f.model.indexer_source[l] == files[i].indexers[l]);
+    }
+}
+
+/* The released file says the same without a key that only the engine needs. */
+static void test_a_released_file_without_a_key(void **state) {
+    found whole, lacking;
+    char *text = NULL;
+    (void)state;
+    json_t *root = json_load_file(WB_TEST_DATA "/configs/deepseek_v4_flash/config.json", 0, NULL);
+    assert_non_null(root);
+    for (int i = 0; i < 2; i++) {
+        text = json_dumps(root, 0);
+        assert_int_equal(WB_OK, read_text(text, i == 0 ? &whole : &lacking));
+        free(text);
+        assert_int_equal(i, json_object_del(root, "moe_intermediate_size") != 0);
+    }
+    json_decref(root);
+    assert_int_equal(21, lacking.model.n_indexer_layers);
+    assert_int_equal(3, lacking.model.n_hash_layers);
+    memcpy(lacking.model.fingerprint, whole.model.fingerprint, sizeof whole.model.fingerprint);
+    assert_int_equal(WB_OK, wb_route_model_match(&whole.model, &lacking.model));
+}
+
 static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
     static const char *const folders[] = {"configs/qwen2_57b_a14b",
                                           "configs/glm_4.5",
@@ -93,7 +155,7 @@ static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
         const temp_path folder = temp_in(WB_TEST_DATA, folders[i]);
         wb_config config;
         wb_route_model expected, model;
-        uint32_t layers[2][2048], vocab = 0;
+        uint32_t layers[2][3072], vocab = 0;
         assert_int_equal(WB_OK, wb_config_load(folder.text, &config));
         assert_int_equal(WB_OK, wb_config_routes(&config, layers[0], &expected));
         assert_int_equal(WB_OK, wb_routes_of_folder(folder.text, layers[1], &model, &vocab));
@@ -157,6 +219,9 @@ static void test_what_cannot_be(void **state) {
          "\"num_experts\": 4, \"num_experts_per_tok\": 2, \"mlp_only_layers\": [2]}",
          WB_INVALID_ARGUMENT, "mlp_only_layers"},
         {"{" QWEN3 ", \"head_dim\": 0}", WB_INVALID_ARGUMENT, "head_dim"},
+        {V4 ", \"index_topk\": 0}", WB_INVALID_ARGUMENT, "index_topk: expected 1..65536, found 0"},
+        {V4 ", \"compress_ratios\": [4, 0]}", WB_CORRUPT, "compress_ratios"},
+        {V4 ", \"compress_ratios\": [4, 0, 8, 0, 0, 0]}", WB_UNSUPPORTED, "compress_ratios"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -170,9 +235,12 @@ static void test_what_cannot_be(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_files_without_what_an_engine_needs),
-                                       cmocka_unit_test(test_the_engines_families_are_as_the_engine_has_them),
-                                       cmocka_unit_test(test_quantized_and_scaled),
-                                       cmocka_unit_test(test_what_cannot_be)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_files_without_what_an_engine_needs),
+        cmocka_unit_test(test_hash_layers_and_indexers_without_what_an_engine_needs),
+        cmocka_unit_test(test_a_released_file_without_a_key),
+        cmocka_unit_test(test_the_engines_families_are_as_the_engine_has_them),
+        cmocka_unit_test(test_quantized_and_scaled),
+        cmocka_unit_test(test_what_cannot_be)};
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

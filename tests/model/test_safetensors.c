@@ -67,16 +67,19 @@ static void expect_refused(const char *header, size_t data_bytes, wb_status stat
 
 /* ---- round trip ------------------------------------------------------------------------------ */
 
-static const wb_dtype all_dtypes[] = {WB_U8, WB_U16, WB_I32, WB_I64, WB_F32, WB_BF16, WB_F16, WB_F8_E4M3};
+static const wb_dtype all_dtypes[] = {WB_U8,   WB_U16, WB_I32,     WB_I64,     WB_F32,
+                                      WB_BF16, WB_F16, WB_F8_E4M3, WB_F8_E8M0, WB_I8};
+enum { N_DTYPES = sizeof all_dtypes / sizeof all_dtypes[0] };
 
 static void test_round_trip_of_every_dtype(void **state) {
     (void)state;
-    wb_tensor_view views[9], found;
-    static unsigned char data[9][48];
-    static const char *const names[] = {"u8", "u16", "i32", "i64", "f32", "bf16", "f16", "scalar", "empty"};
-    for (size_t i = 0; i < 9; i++) {
-        wb_dtype dtype = i < 7 ? all_dtypes[i] : WB_F32;
-        views[i] = (wb_tensor_view){.name = names[i],
+    enum { SCALAR = N_DTYPES, EMPTY, N };
+    wb_tensor_view views[N], found;
+    static unsigned char data[N][48];
+    for (size_t i = 0; i < N; i++) {
+        wb_dtype dtype = i < N_DTYPES ? all_dtypes[i] : WB_F32;
+        const char *const name = i < N_DTYPES ? wb_dtype_name(dtype) : i == SCALAR ? "scalar" : "empty";
+        views[i] = (wb_tensor_view){.name = name,
                                     .dtype = dtype,
                                     .n_dims = 2,
                                     .shape = {2, 3},
@@ -84,19 +87,19 @@ static void test_round_trip_of_every_dtype(void **state) {
                                     .bytes = 6 * wb_dtype_size(dtype)};
         for (size_t b = 0; b < sizeof data[i]; b++) data[i][b] = (unsigned char)(b * 31 + i * 7);
     }
-    views[7].n_dims = 0;
-    views[7].bytes = 4;
-    views[8].shape[0] = 0;
-    views[8].bytes = 0;
+    views[SCALAR].n_dims = 0;
+    views[SCALAR].bytes = 4;
+    views[EMPTY].shape[0] = 0;
+    views[EMPTY].bytes = 0;
     temp_path path = temp_in(dir.text, "round.safetensors"),
               temporary = temp_in(dir.text, "round.safetensors.tmp");
-    assert_int_equal(wb_safetensors_write(path.text, 9, views, "{\"format\": \"pt\"}"), WB_OK);
+    assert_int_equal(wb_safetensors_write(path.text, N, views, "{\"format\": \"pt\"}"), WB_OK);
     assert_false(temp_exists(temporary.text));
     wb_safetensors *st = NULL;
     assert_int_equal(wb_safetensors_open(path.text, NULL, &st), WB_OK);
-    assert_int_equal(wb_safetensors_count(st), 9);
-    for (size_t i = 0; i < 9; i++) {
-        assert_int_equal(wb_safetensors_find(st, names[i], &found), WB_OK);
+    assert_int_equal(wb_safetensors_count(st), N);
+    for (size_t i = 0; i < N; i++) {
+        assert_int_equal(wb_safetensors_find(st, views[i].name, &found), WB_OK);
         assert_int_equal(found.dtype, views[i].dtype);
         assert_int_equal(found.n_dims, views[i].n_dims);
         for (int32_t d = 0; d < found.n_dims; d++) assert_int_equal(found.shape[d], views[i].shape[d]);
@@ -107,7 +110,7 @@ static void test_round_trip_of_every_dtype(void **state) {
     }
     assert_int_equal(wb_safetensors_find(st, "nobody", &found), WB_NOT_FOUND);
     assert_message_has("nobody");
-    assert_int_equal(wb_safetensors_get(st, 9, &found), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_safetensors_get(st, N, &found), WB_INVALID_ARGUMENT);
     wb_safetensors_close(st);
     wb_safetensors_close(NULL);
 }

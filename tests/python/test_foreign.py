@@ -19,11 +19,22 @@ ANSWERS = pathlib.Path(support.GOLDEN, "import")
 MANIFEST = json.loads((ANSWERS / "manifest.json").read_text())
 
 
+def model_of(name):
+    """The folder of its config.json; of a model whose layers differ in K, of which none says so, itself."""
+    m = MANIFEST["models"][name]
+    if "layer_K" not in m:
+        return ANSWERS / name
+    return waybill.RouteModel(
+        "test_moe", support.FINGERPRINT, "softmax", m["hidden"], tuple(m["moe"]), m["E"], m["K"],
+        layer_top_k=tuple(m["layer_K"]),
+    )  # fmt: skip
+
+
 def read(case, source=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # .npy files have no tokens
         return waybill.import_(
-            source or ANSWERS / case["file"], case["layout"], ANSWERS / case["model"], **options
+            source or ANSWERS / case["file"], case["layout"], model_of(case["model"]), **options
         )
 
 
@@ -40,6 +51,8 @@ class Importing(unittest.TestCase):
         )
         there = range(expected["start"], len(record) - 1) if expected["routes"] else ()
         rows = {p: truth["rows"][p] for p in there if p not in expected["missing"]}
+        if record.model.layer_top_k:  # a row is the choices of the layers one after the other
+            rows = {p: sum(row, []) for p, row in rows.items()}
         found = {record.start + r: row for r, row in enumerate(record.routes.tolist()) if record.valid[r]}
         self.assertEqual(found, rows)
         self.assertEqual(
@@ -166,6 +179,24 @@ class Exporting(unittest.TestCase):
         arrays = np.load(path)
         np.testing.assert_array_equal(arrays["tokens"], np.concatenate([r.tokens for r in records]))
         self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.wbr", "out.jsonl", "out.npz"])
+
+    def test_what_has_no_place_is_left_out_on_request(self):
+        random = support.random_for(self)
+        model = waybill.RouteModel.from_config(ANSWERS / "narrow")
+        holes = make_record(random, model, "holes", 8, valid=np.arange(7) != 3)
+        dump = self.dump([make_record(random, model, "a"), holes, make_record(random, model, "b")])
+        refused, path = [], self.folder / "out.jsonl"
+        waybill.export(dump, "vllm", path, refused=refused.append)
+        self.assertEqual([r.rid for r in waybill.import_(path, "vllm", model)], ["a", "b"])
+        self.assertEqual([type(error) for error in refused], [waybill.Unsupported])
+        self.assertRegex(str(refused[0]), "record holes: position 3")
+
+        def no_more(error):
+            raise KeyboardInterrupt
+
+        with self.assertRaises(KeyboardInterrupt):
+            waybill.export(dump, "vllm", self.folder / "other.jsonl", refused=no_more)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["a.wbr", "out.jsonl"])
 
     def test_a_failure_leaves_nothing(self):
         random = support.random_for(self)

@@ -203,6 +203,40 @@ class Gate(unittest.TestCase):
         torch.library.opcheck(torch.ops.waybill.dispatched, (ids, replay._handle, 0, 0, 0))
         replay.abort()
 
+    def test_layers_that_differ_in_k(self):
+        Ks = (4, 1, 2)
+        model = waybill.RouteModel(
+            "m", support.FINGERPRINT, "softmax_norm", 4, (1, 2, 3), 16, 4, layer_top_k=Ks, weightless=3
+        )
+        chosen = make_routes(self.random, make_model(E=16, K=4), 6)
+        record = waybill.Record(
+            model, "r", self.random.integers(0, 1000, 7), 3,
+            routes=np.concatenate([chosen[:, layer, :K] for layer, K in enumerate(Ks)], -1),
+        )  # fmt: skip
+        for device in DEVICES:
+            replay = RouterReplay(model, router=Router("softmax_norm"), device=device)
+            replay.add(record)
+            gate = torch.compile(replay.gate, fullgraph=True, backend="aot_eager")
+            with replay.step("rollout", 1):
+                replay.plan(0, [waybill.Rows("r", record.tokens), waybill.Padding(2)])
+                for layer, K in enumerate(Ks):
+                    z = torch.randn(9, 16, generator=torch.Generator().manual_seed(layer)).to(device)
+                    z.requires_grad_()
+                    ids, weights = gate(z, 0, layer)
+                    ids = replay.dispatched(ids, 0, layer)
+                    self.assertEqual((ids.shape, weights.shape), ((9, K), (9, K)))
+                    wanted = torch.from_numpy(chosen[:, layer, :K].astype(np.int64)).to(device)
+                    self.assertTrue(torch.equal(ids[:6], wanted))
+                    again = z.detach().clone().requires_grad_()
+                    formula = weights_of(replay.router, again, ids)[:7]
+                    self.assertTrue(close(weights[:7], formula) and (weights[7:] == 0).all())
+                    pull = torch.arange(1, K + 1, device=device) * torch.ones(7, 1, device=device)
+                    (weights[:7] * pull).sum().backward()
+                    (formula * pull).sum().backward()
+                    self.assertTrue(close(z.grad, again.grad))
+                with self.assertRaisesRegex(waybill.InvalidArgument, r"expected 0\.\.2, found 3"):
+                    replay.gate(z.detach(), 0, 3)
+
     def test_rows_in_parts_and_a_zigzag(self):
         for device in DEVICES:
             replay, logits, expected = self.prepare(device)

@@ -15,6 +15,9 @@ typedef struct full_record {
     wb_span spans[2];
     wb_sampling sampling;
     uint32_t *mask_ids, *mask_ends;
+    wb_indexer_rows indexer;
+    uint32_t *counts, *positions;
+    uint64_t *ends;
 } full_record;
 
 static inline float *random_floats(uint64_t *state, uint32_t n) {
@@ -34,6 +37,33 @@ static inline void full_mask(full_record *f, uint64_t *state, uint32_t n_new) {
     }
     f->f.record.mask_ids = f->mask_ids;
     f->f.record.mask_ends = f->mask_ends;
+}
+
+/* Of two indexers, or one in a model of one layer, up to three positions each. */
+static inline void model_with_indexers(wb_route_model *model) {
+    static const uint32_t layers[] = {0, 2};
+    model->n_indexer_layers = model->num_hidden_layers > 2 ? 2 : 1;
+    model->indexer_k = 3;
+    model->indexer_layers = model->indexer_source = layers;
+}
+
+/* Cells of all positions that are fed: of all that there is, or of the last ones. */
+static inline void full_indexer(full_record *f, const wb_route_model *model, uint64_t *state) {
+    const uint32_t rows = f->f.record.n_tokens - 1, S = wb_indexer_columns(model);
+    const size_t n = (size_t)rows * S;
+    uint64_t at = 0;
+    f->counts = calloc(n + 1, sizeof *f->counts);
+    f->ends = calloc(n + 1, sizeof *f->ends);
+    f->positions = calloc(3 * n + 1, sizeof *f->positions);
+    for (size_t cell = 0; cell < n; cell++) {
+        const uint32_t position = (uint32_t)(cell / S), most = position < 2 ? position + 1 : 3;
+        f->counts[cell] = wb_random_below(state, most + 1);
+        const bool listed = wb_random_below(state, 2) == 1;
+        for (uint32_t j = f->counts[cell]; listed && j-- > 0;) f->positions[at++] = position - j;
+        f->ends[cell] = at;
+    }
+    f->indexer = (wb_indexer_rows){0, rows, f->counts, f->ends, f->positions};
+    f->f.record.indexer = &f->indexer;
 }
 
 /* Of 2 .. longest + 1 tokens. In place: the record points into it. */
@@ -66,6 +96,7 @@ static inline void full_open(full_record *f, const wb_route_model *model, uint64
     bool masked = kinds & 128;
     for (uint32_t i = 0; i < n_new; i++) masked = masked && f->f.tokens[r->prompt_len + i] <= INT32_MAX;
     if (masked) full_mask(f, &state, n_new);
+    if (model->n_indexer_layers > 0 && (kinds & 256)) full_indexer(f, model, &state);
 }
 
 static inline void full_spoil(full_record *f, const wb_route_model *model) {
@@ -82,6 +113,13 @@ static inline void full_spoil(full_record *f, const wb_route_model *model) {
     memset(f->sampling_logprobs, 0xEE, n_new * sizeof *f->sampling_logprobs);
     memset(f->spans, 0xEE, sizeof f->spans);
     memset(&f->sampling, 0xEE, sizeof f->sampling);
+    if (f->counts) {
+        const size_t n = (size_t)f->indexer.rows * wb_indexer_columns(model);
+        memset(f->positions, 0xEE, (size_t)f->ends[n - 1] * sizeof *f->positions);
+        memset(f->counts, 0xEE, n * sizeof *f->counts);
+        memset(f->ends, 0xEE, n * sizeof *f->ends);
+        memset(&f->indexer, 0xEE, sizeof f->indexer);
+    }
     if (!f->mask_ends || n_new == 0) return;
     memset(f->mask_ids, 0xEE, f->mask_ends[n_new - 1] * sizeof *f->mask_ids);
     memset(f->mask_ends, 0xEE, n_new * sizeof *f->mask_ends);
@@ -93,6 +131,9 @@ static inline void full_close(full_record *f) {
     free(f->sampling_logprobs);
     free(f->mask_ids);
     free(f->mask_ends);
+    free(f->counts);
+    free(f->positions);
+    free(f->ends);
 }
 
 /* Sequence i of a rank. */

@@ -40,6 +40,7 @@ static inline void step_open(rank *r, uint64_t number, step *s) {
     static const uint32_t sizes[][3] = {{16, 2, 3}, {300, 8, 4}, {5, 5, 1}};
     const uint32_t *size = sizes[number % 3];
     *s = (step){.model = fixture_model(size[0], size[1], size[2]), .number = number};
+    if (number % 2 == 0) model_with_indexers(&s->model);
     s->model.n_weightless = number % 2 ? size[0] / 4 : 0;
     s->options = wb_pack_options_default();
     s->options.max_rows = LONGEST + 1 + wb_random_below(&r->state, 2 * LONGEST);
@@ -164,6 +165,14 @@ static inline void expect_same_routes(const wb_route_model *model, const wb_reco
     }
 }
 
+static inline void expect_same_cells(const wb_route_model *model, const wb_indexer_rows *a,
+                                     const wb_indexer_rows *b) {
+    const size_t n = (size_t)a->rows * wb_indexer_columns(model);
+    EXPECT(a->start == b->start && a->rows == b->rows && a != b);
+    EXPECT(same(a->counts, b->counts, n * sizeof *a->counts) && same(a->ends, b->ends, n * sizeof *a->ends));
+    EXPECT(same(a->positions, b->positions, n > 0 ? (size_t)a->ends[n - 1] * sizeof *a->positions : 0));
+}
+
 static inline void expect_same_record(const wb_route_model *model, const wb_record *a, const wb_record *b) {
     const size_t n_new = a->n_tokens - a->prompt_len;
     EXPECT(strcmp(a->rid, b->rid) == 0 && a->group == b->group && a->sample == b->sample);
@@ -177,6 +186,8 @@ static inline void expect_same_record(const wb_route_model *model, const wb_reco
     if (a->mask_ends && n_new > 0)
         EXPECT(same(a->mask_ids, b->mask_ids, a->mask_ends[n_new - 1] * sizeof(uint32_t)));
     expect_same_routes(model, a, b);
+    EXPECT(!a->indexer == !b->indexer);
+    if (a->indexer && b->indexer) expect_same_cells(model, a->indexer, b->indexer);
 }
 
 /* The sequences of this rank in the order of the places, each whole, with what belongs to it. */

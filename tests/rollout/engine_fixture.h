@@ -57,7 +57,8 @@ static inline wb_family pick_family(dice *d) {
  * */
 static inline void make_entries_narrow(wb_config *c) {
     c->compressed.heavy_rate = 6;
-    c->compressed.index_top_k = 3;
+    c->compressed.sparse_rate = 3;
+    c->compressed.index_top_k = 2;
     c->compressed.sparse_layer_mask[0] = UINT64_C(0x9);
     c->compressed.heavy_layer_mask[0] = UINT64_C(0x12);
     c->hash_layer_mask[0] = 1;
@@ -124,16 +125,22 @@ typedef struct rig {
 } rig;
 
 /* comm NULL: a communicator of its own with one rank. The device becomes the rig's. */
-static inline rig rig_open_on(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
-                              wb_dtype dtype) {
+static inline rig rig_open_with(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
+                                wb_dtype dtype, wb_dtype activations) {
     rig r = {device, NULL, NULL};
     if (!comm) must(wb_comm_open_self(&r.own_comm), "comm");
     wb_model_options options = wb_model_options_default();
     options.device = r.device;
     options.comm = comm ? comm : r.own_comm;
     options.dtype = dtype;
+    options.activations = activations;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
+}
+
+static inline rig rig_open_on(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
+                              wb_dtype dtype) {
+    return rig_open_with(config, seed, device, comm, dtype, WB_F32);
 }
 
 static inline rig rig_open_as(const wb_config *config, uint64_t seed, int threads, wb_comm *comm,
@@ -209,6 +216,7 @@ static inline wb_engine *engine_of(wb_model *model, int32_t n_blocks, int32_t bl
     options.block_size = block_size;
     options.max_batch_tokens = max_batch_tokens;
     options.max_running = max_running;
+    options.indexer = true; /* of models that have some */
     wb_engine *engine = NULL;
     must(wb_engine_open(model, &options, &engine), "engine");
     return engine;
@@ -250,6 +258,18 @@ static inline const char *mask_difference(const wb_record *x, const wb_record *y
     return NULL;
 }
 
+static inline const char *indexer_difference(const wb_route_model *model, const wb_indexer_rows *x,
+                                             const wb_indexer_rows *y) {
+    if (!x != !y) return "presence of what indexers chose";
+    if (!x) return NULL;
+    const size_t cells = (size_t)x->rows * wb_indexer_columns(model);
+    if (x->start != y->start || x->rows != y->rows) return "places of what indexers chose";
+    if (!same_bytes(x->counts, y->counts, cells * sizeof *x->counts)) return "counts of what indexers chose";
+    if (!same_bytes(x->ends, y->ends, cells * sizeof *x->ends)) return "ends of what indexers chose";
+    const size_t n = cells > 0 ? x->ends[cells - 1] : 0;
+    return same_bytes(x->positions, y->positions, n * sizeof *x->positions) ? NULL : "what indexers chose";
+}
+
 /* NULL, or the first thing in which the two completions of one request differ. Exact: bits, ids, spans. */
 static inline const char *difference(const wb_route_model *model, const wb_completion *a,
                                      const wb_completion *b) {
@@ -265,6 +285,8 @@ static inline const char *difference(const wb_route_model *model, const wb_compl
     if (x->finish != y->finish) return "finish reason";
     if (x->n_spans != y->n_spans || !same_bytes(x->spans, y->spans, x->n_spans * sizeof *x->spans))
         return "spans";
+    const char *indexer = indexer_difference(model, x->indexer, y->indexer);
+    if (indexer) return indexer;
     if (x->n_routes != y->n_routes) return "runs of rows";
     for (uint32_t i = 0; i < x->n_routes; i++) {
         if (x->routes[i].start != y->routes[i].start || x->routes[i].rows != y->routes[i].rows)

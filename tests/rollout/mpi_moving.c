@@ -1,6 +1,6 @@
 /* mpi_moving.c - an engine under mpirun whose experts move while it generates: every answer is that of the
- * request alone on one rank; then once more with a rank that is dead. All ranks exit with the same
- * verdict: a difference aborts. */
+ * request alone on one rank; with layers that a table routes too; then once more with a rank that is dead.
+ * All ranks exit with the same verdict: a difference aborts. */
 #include "rebalance_fixture.h"
 #include "wb_comm_mpi.h"
 
@@ -33,6 +33,9 @@ int main(int argc, char **argv) {
         run_mover(&m);
     }
     const uint64_t moves = m.stats.moves;
+    m.config = hashing_config();
+    run_mover(&m);
+    m.config = moving_config();
     m.dead[seed % (uint64_t)n] = n > 1;
     run_mover(&m);
     wb_comm_close(m.comm);

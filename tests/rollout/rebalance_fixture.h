@@ -28,6 +28,14 @@ static const wb_family guessing_families[] = {WB_FAMILY_DEEPSEEK_V3, WB_FAMILY_Q
                                               WB_FAMILY_QWEN3_5_MOE};
 enum { N_GUESSING = sizeof guessing_families / sizeof guessing_families[0] };
 
+/* Two layers that are routed by a table of few tokens, whose load is far from even, and one that is not. */
+static inline wb_config hashing_config(void) {
+    wb_config c = tiny_config(WB_FAMILY_DEEPSEEK_V4, N_EXPERTS, 3, N_LAYERS, 0);
+    c.vocab_size = 7;
+    c.hash_layer_mask[0] = 3;
+    return c;
+}
+
 /* One rank of a job; what is above the line is set by whoever runs it. */
 typedef struct mover {
     wb_comm *comm;
@@ -45,7 +53,8 @@ typedef struct mover {
     wb_model *model;
     wb_engine *engine;
     wb_rebalance *manager;
-    wb_rebalance_stats stats; /* at the end */
+    uint64_t counts[N_LAYERS][N_EXPERTS]; /* of this rank's answers */
+    wb_rebalance_stats stats;             /* at the end */
 } mover;
 
 static inline int rank_of(const mover *m) {
@@ -174,6 +183,7 @@ static inline void answer_as_alone(mover *m, uint64_t seed, uint32_t first, uint
                     wb_comm_size(m->comm), a->rid, what);
             abort();
         }
+        wb_record_count(wb_model_routes(alone.model), &found->record, 0, UINT32_MAX, &m->counts[0][0]);
         wb_completion_free(expected);
         wb_completion_free(found);
     }

@@ -29,7 +29,8 @@ typedef struct event {
 typedef struct schedule {
     uint64_t seed; /* of the weights too */
     wb_config config;
-    wb_dtype dtype; /* of the engine's model */
+    wb_dtype dtype, activations; /* of the engine's model */
+    bool cuda;                   /* where it runs: on a GPU, or on the CPU */
     int n_ranks;
     ask asks[MAX_ASKS];
     uint32_t n_asks, rank[MAX_ASKS]; /* who submits it */
@@ -69,6 +70,9 @@ static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t 
     earlier = &s->asks[of].request;
     earlier->return_routes = true;
     earlier->routes_start = 0;
+    /* What indexers chose is there from the first token on, and so it is where that goes on from. */
+    for (uint32_t e = of; request->return_indexer && e != NONE; e = s->continues[e])
+        s->asks[e].request.return_indexer = true;
     s->continues[i] = of;
     s->rank[i] = s->rank[of];
     request->n_tokens = pick(d, 1, 6);
@@ -95,6 +99,7 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         a->request.return_routes = pick(d, 0, 3) != 0;
         a->request.routes_start = pick(d, 0, 1) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         a->request.expected_tokens = pick(d, 0, 1) == 0 ? 0 : a->request.max_tokens;
+        a->request.return_indexer = wb_config_n_indexers(&s->config) > 0 && (s->seed + i) % 4 != 0;
         s->rank[i] = pick(d, 0, n_asked - 1);
         uint64_t arrival = pick(d, 0, 2) > 0 ? 0 : pick(d, 0, LAST_EVENT_STEP);
         s->continues[i] = NONE;
@@ -124,6 +129,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         o->max_prefill_tokens = max_prefill_tokens;
         o->recompute_keys = recompute_keys;
         o->lend_requests = lend_requests;
+        o->indexer = true;
         o->block_size = (int32_t)pick(d, 1, 6);
         const int32_t min_blocks = ((int32_t)longest - 1) / o->block_size + 1;
         o->n_blocks = min_blocks + (int32_t)pick(d, 0, pick(d, 0, 3) == 0 ? 60 : 4);
@@ -132,18 +138,36 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         if (all_draft) o->max_drafts = s->options[0].max_drafts;
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
+        o->n_snapshots = (int32_t)((s->seed / 4 + (uint64_t)r) % 4); /* 0: as many as run */
     }
 }
 
-static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
+/* Those whose layers keep state of a sequence twice as often as the others. */
+static inline wb_family schedule_pick_family(dice *d) {
+    static const wb_family stateful[] = {WB_FAMILY_QWEN3_NEXT, WB_FAMILY_QWEN3_5_MOE, WB_FAMILY_DEEPSEEK_V4};
+    const uint32_t i = pick(d, 0, N_FAMILIES + 2);
+    return i < N_FAMILIES ? (wb_family)i : stateful[i - N_FAMILIES];
+}
+
+/* Layers that the family has to have for one of each kind: a delta net and attention; entries of both rates,
+ * the first by a table, and a window alone. */
+static inline int32_t schedule_kinds(wb_family family) {
+    if (family == WB_FAMILY_DEEPSEEK_V4) return 3;
+    return family == WB_FAMILY_QWEN3_NEXT || family == WB_FAMILY_QWEN3_5_MOE ? 2 : 1;
+}
+
+static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool cuda) {
     dice d = {wb_mix64(seed)};
     memset(s, 0, sizeof *s);
     s->seed = seed;
-    const wb_family family = pick_family(&d);
+    s->cuda = cuda;
+    const wb_family family = schedule_pick_family(&d);
     const int32_t n_experts = pick(&d, 0, 7) == 0 ? 300 : (int32_t)pick(&d, 4, 24);
-    const int32_t top_k = (int32_t)pick(&d, 1, 4), n_layers = (int32_t)pick(&d, 1, 2);
+    const int32_t top_k = (int32_t)pick(&d, 1, 4), n_more = (int32_t)pick(&d, 0, 1);
+    const int32_t n_layers = schedule_kinds(family) + n_more;
     s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
     s->dtype = pick(&d, 0, 1) == 0 ? WB_F32 : WB_BF16;
+    s->activations = s->seed / 2 % 2 == 0 ? s->dtype : WB_F32;
     s->n_ranks = (int)pick(&d, 1, (uint32_t)max_ranks);
     schedule_make_asks(s, &d);
     schedule_make_options(s, &d);
@@ -159,25 +183,26 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks) {
 
 static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
-    printf("  %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32 " tokens a step, of prefills %" PRId32
-           ", keys recomputed %d, requests lent %d\n",
-           wb_dtype_name(s->dtype), family_names[s->config.family], s->config.n_layers,
-           s->config.router.top_k, s->config.router.n_experts, s->n_ranks, s->options[0].max_batch_tokens,
-           s->options[0].max_prefill_tokens, s->options[0].recompute_keys, s->options[0].lend_requests);
+    printf("  %s, activations %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32
+           " tokens a step, of prefills %" PRId32 ", keys recomputed %d, requests lent %d\n",
+           wb_dtype_name(s->dtype), wb_dtype_name(s->activations), family_names[s->config.family],
+           s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
+           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys,
+           s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
-               " running at most, prefix cache %d, %" PRId32 " drafts\n",
+               " running at most, prefix cache %d, %" PRId32 " drafts, %" PRId32 " snapshots\n",
                r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
-               s->options[r].prefix_cache, s->options[r].max_drafts);
+               s->options[r].prefix_cache, s->options[r].max_drafts, s->options[r].n_snapshots);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
         printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);
         if (e->kind == EVENT_SUBMIT) {
             const wb_request *r = &s->asks[e->number].request;
             printf(" on rank %" PRIu32 ": %" PRIu32 " + %" PRIu32 " tokens, routes %d from %" PRIu32
-                   ", mask %d, temperature %g, priority %" PRId32 "; prompt",
+                   ", mask %d, indexer %d, temperature %g, priority %" PRId32 "; prompt",
                    s->rank[e->number], r->n_tokens, r->max_tokens, r->return_routes, r->routes_start,
-                   r->return_sampling_mask, (double)r->temperature, r->priority);
+                   r->return_sampling_mask, r->return_indexer, (double)r->temperature, r->priority);
             for (uint32_t t = 0; t < r->n_tokens; t++) printf(" %" PRIu32, s->asks[e->number].prompt[t]);
         }
         if (e->kind == EVENT_SUBMIT && s->continues[e->number] != NONE)

@@ -19,13 +19,13 @@ typedef struct lone_engine {
 static inline void lone_open(const schedule *s, lone_engine *lone) {
     memset(lone, 0, sizeof *lone);
     lone->s = s;
-    lone->own = rig_open_as(&s->config, s->seed, 1, NULL, s->dtype);
+    lone->own = schedule_rig_own(s, NULL);
     lone->engine = engine_of(lone->own.model, 160, 1, 160, 1);
     for (uint32_t v = 0; v < MAX_VERSIONS; v++)
-        if (version_used(s, v)) lone->wholes[v] = rig_open(&s->config, schedule_weights_seed(s, v), 1, NULL);
+        if (version_used(s, v)) lone->wholes[v] = schedule_rig_of_version(s, v, NULL);
     for (uint32_t v = 0; v < MAX_VERSIONS; v++) lone->versions[v] = lone->wholes[v].model;
     must(wb_engine_set_weights(lone->engine, lone->versions[0], 0), "weights alone");
-    lone->repeated = rig_open_as(&s->config, s->seed, 1, NULL, s->dtype);
+    lone->repeated = schedule_rig_own(s, NULL);
     lone->repeater = repeater_open(lone->repeated.model, lone->versions);
 }
 
@@ -67,7 +67,17 @@ static inline wb_completion *lone_request(lone_engine *lone, ask *a, const feed_
     return done;
 }
 
-/* What a request continues, it has: tokens, spans, and rows where it returns them. */
+static inline bool same_cells(const wb_route_model *routes, const wb_indexer_rows *a,
+                              const wb_indexer_rows *b, uint32_t t) {
+    for (uint32_t c = 0; c < wb_indexer_columns(routes); c++) {
+        wb_indexer_choice x, y;
+        if (!wb_indexer_at(routes, a, t, c, &x) || !wb_indexer_at(routes, b, t, c, &y)) return false;
+        if (x.count != y.count || wb_indexer_common(x, y) != x.count) return false;
+    }
+    return true;
+}
+
+/* What a request continues, it has: tokens, spans, and rows and what indexers chose where it returns them. */
 static inline const char *not_continued(const wb_route_model *routes, const wb_record *earlier,
                                         const wb_record *record) {
     if (!same_bytes(earlier->tokens, record->tokens, earlier->n_tokens * sizeof *record->tokens))
@@ -77,6 +87,9 @@ static inline const char *not_continued(const wb_route_model *routes, const wb_r
         if (i >= record->n_spans || record->spans[i].start != t ||
             record->spans[i].weight_version != earlier->spans[i].weight_version)
             return "spans of the record that it continues";
+    for (uint32_t t = record->indexer ? record->indexer->start : n_fed; t < n_fed; t++)
+        if (!same_cells(routes, earlier->indexer, record->indexer, t))
+            return "what indexers chose in the record that it continues";
     for (uint32_t t = record->n_routes > 0 ? record->routes[0].start : n_fed; t < n_fed; t++)
         if (!same_bytes(wb_record_row(routes, earlier, t), wb_record_row(routes, record, t),
                         wb_route_row_bytes(routes)))
@@ -89,7 +102,6 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     const wb_route_model *routes = wb_model_routes(lone->own.model);
     if (wb_record_check(routes, &found->record, found->record.finish != WB_FINISH_ABORT) != WB_OK)
         return wb_error_message();
-    if (log->went_back) return NULL;
     wb_completion *alone = lone_request(lone, a, log);
     const char *what = difference(routes, alone, found);
     wb_completion_free(alone);
@@ -97,6 +109,7 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     /* Rows that came with the request are not those of its own feeds. */
     if (what || found->record.n_spans < 2 || a->request.continues || found->record.finish == WB_FINISH_ABORT)
         return what;
+    lone->repeater.lists = a->request.return_indexer;
     return repeat_record(&lone->repeater, log, &found->record);
 }
 

@@ -35,6 +35,27 @@ static inline void schedule_fail(outcome *out, int rank, const char *rid, const 
         snprintf(out->failures[rank], sizeof out->failures[rank], "rank %d, %s: %s", rank, rid, what);
 }
 
+/* A model of the schedule, on a device of its own; on a GPU, that of the rank. comm NULL: of one rank. */
+static inline rig schedule_rig(const schedule *s, uint64_t seed, wb_comm *comm, wb_dtype dtype,
+                               wb_dtype activations) {
+    wb_device *device = NULL;
+    if (s->cuda)
+        must(wb_device_open_cuda(comm ? wb_comm_rank(comm) : 0, NULL, &device), "GPU");
+    else
+        must(wb_device_open_cpu(1, &device), "device");
+    return rig_open_with(&s->config, seed, device, comm, dtype, activations);
+}
+
+/* The engine's, whose weights are set before anything is asked. */
+static inline rig schedule_rig_own(const schedule *s, wb_comm *comm) {
+    return schedule_rig(s, s->seed, comm, s->dtype, s->activations);
+}
+
+/* The trainer's of a version. */
+static inline rig schedule_rig_of_version(const schedule *s, uint64_t version, wb_comm *comm) {
+    return schedule_rig(s, schedule_weights_seed(s, version), comm, WB_F32, WB_F32);
+}
+
 static inline bool version_used(const schedule *s, uint32_t version) {
     for (uint32_t i = 0; i < s->n_events; i++)
         if (s->events[i].kind == EVENT_WEIGHTS && s->events[i].number == version) return true;
@@ -66,7 +87,7 @@ static inline bool apply_event(schedule_rank *r, const event *e) {
 static inline void take_finished(schedule_rank *r) {
     for (wb_completion *c = wb_engine_poll(r->engine); c; c = wb_engine_poll(r->engine)) {
         const uint32_t i = number_of(&c->record);
-        if (c->record.finish != WB_FINISH_ABORT) log_finished(r->engine, r->out->logs, &c->record);
+        log_finished(r->engine, r->out->logs, &c->record);
         if (r->out->done[i]) schedule_fail(r->out, wb_comm_rank(r->comm), c->record.rid, "is done twice");
         r->out->done[i] = c;
     }
@@ -112,9 +133,9 @@ static inline void schedule_steps(schedule_rank *r) {
 static inline void *schedule_rank_main(void *arg) {
     schedule_rank *r = arg;
     const schedule *s = r->s;
-    rig own = rig_open_as(&s->config, s->seed, 1, r->comm, s->dtype);
+    rig own = schedule_rig_own(s, r->comm);
     for (uint32_t v = 0; v < MAX_VERSIONS; v++)
-        if (version_used(s, v)) r->shards[v] = rig_open(&s->config, schedule_weights_seed(s, v), 1, r->comm);
+        if (version_used(s, v)) r->shards[v] = schedule_rig_of_version(s, v, r->comm);
     must(wb_engine_open(own.model, &s->options[wb_comm_rank(r->comm)], &r->engine), "engine");
     schedule_steps(r);
     wb_engine_close(r->engine);

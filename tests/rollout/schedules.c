@@ -1,7 +1,7 @@
 /* schedules.c - random schedules of the engine: whatever arrives when, is chunked, preempted, aborted or
  * answered by changing weights, on however many ranks, each request is bit for bit what it is alone.
  *
- *     schedules [--first SEED] [--count N] [--ranks R]
+ *     schedules [--first SEED] [--count N] [--ranks R] [--device cuda]
  *     schedules_broken --plant FAULT [...]: the verdict is good when the fault was found
  *
  * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. */
@@ -21,6 +21,8 @@ enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
     uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
+    uint64_t listed; /* tokens whose indexers chose, of records that say what */
+    uint64_t of_family[N_FAMILIES];
 } tally;
 
 static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
@@ -31,6 +33,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
         t->taken_over += out->stats[r].taken_over_tokens;
     }
+    t->of_family[s->config.family]++;
     t->steps += out->stats[0].steps;
     t->paused += out->pause_steps[0];
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
@@ -38,6 +41,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
         t->changed += out->done[i]->record.n_spans > 1;
         t->continued += out->continued[i] != NULL;
+        t->listed += out->done[i]->record.indexer ? out->done[i]->record.indexer->rows : 0;
     }
 }
 
@@ -75,8 +79,16 @@ static void with_fewer_ranks(schedule *s) {
     for (uint32_t i = 0; i < s->n_asks; i++) s->rank[i] %= (uint32_t)s->n_ranks;
 }
 
-static void with_fewer_tokens(schedule *s, uint32_t i) {
-    s->asks[i].request.max_tokens--;
+static bool with_fewer_new_tokens(schedule *s, uint32_t i) {
+    return s->asks[i].request.max_tokens > 1 && s->asks[i].request.max_tokens--;
+}
+
+static bool with_a_shorter_prompt(schedule *s, uint32_t i) {
+    wb_request *r = &s->asks[i].request;
+    if (r->n_tokens < 2) return false;
+    if (r->routes_start == r->n_tokens) r->routes_start--;
+    r->n_tokens--;
+    return true;
 }
 
 /* Leaves out whatever it fails without. */
@@ -98,9 +110,9 @@ static void shrink(schedule *s) {
             *s = less;
             changed = true;
         }
-        for (uint32_t i = 0; i < s->n_asks; i++)
-            for (less = *s; less.asks[i].request.max_tokens > 1; less = *s) {
-                with_fewer_tokens(&less, i);
+        for (uint32_t i = 0; i < 2 * s->n_asks; i++)
+            for (less = *s; (i % 2 ? with_a_shorter_prompt : with_fewer_new_tokens)(&less, i / 2);
+                 less = *s) {
                 if (!still_fails(&less)) break;
                 *s = less;
                 changed = true;
@@ -120,7 +132,7 @@ static void report(schedule *s, const char *failure) {
 
 typedef struct options {
     uint64_t first, count, max_ranks;
-    bool planted;
+    bool planted, cuda;
 } options;
 
 static bool read_options(int argc, char **argv, options *o) {
@@ -131,6 +143,10 @@ static bool read_options(int argc, char **argv, options *o) {
     for (int i = 1; i < argc; i += 2) {
         bool known = i + 1 < argc && strcmp(argv[i], "--plant") == 0 && plant_fault(argv[i + 1]);
         if (known) o->planted = true;
+        if (i + 1 < argc && strcmp(argv[i], "--device") == 0) {
+            o->cuda = strcmp(argv[i + 1], "cuda") == 0;
+            known = o->cuda || strcmp(argv[i + 1], "cpu") == 0;
+        }
         for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
             if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
             char *end;
@@ -142,25 +158,47 @@ static bool read_options(int argc, char **argv, options *o) {
     return o->count >= 1 && o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
 }
 
+static uint64_t rarest_family(const tally *t) {
+    uint64_t least = t->of_family[0];
+    for (int i = 1; i < N_FAMILIES; i++) least = t->of_family[i] < least ? t->of_family[i] : least;
+    return least;
+}
+
 /* That the schedules show something; few of them need not. */
-static bool rich_enough(const tally *t, uint64_t n) {
-    return n < COUNT || (t->preemptions >= n / 8 && t->aborted >= n / 8 && t->changed >= n / 8 &&
-                         t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
-                         t->rejected >= n / 8 && t->paused >= n / 8 && t->lent >= n / 8);
+static bool rich_enough(const tally *t, const options *o) {
+    const uint64_t n = o->count;
+    return n < COUNT ||
+           (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
+            t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
+            t->rejected >= n / 8 && t->paused >= n / 8 && (t->lent >= n / 8 || o->max_ranks == 1));
+}
+
+/* A rank has a GPU of its own. Ranks of one process that share one stand still where a rank launches a kernel
+ * for the first time: CUDA loads it, waits for all that the GPU does and lets nobody launch until then, while
+ * another rank's step there waits for rows of the first. False: there is none. */
+static bool limit_to_gpus(options *o) {
+    const uint64_t n = (uint64_t)wb_device_count_cuda();
+    if (o->max_ranks > n) o->max_ranks = n;
+    return n > 0;
 }
 
 int main(int argc, char **argv) {
-    options o = {FIRST_SEED, COUNT, MAX_RANKS, false};
+    options o = {.first = FIRST_SEED, .count = COUNT, .max_ranks = MAX_RANKS};
     tally t = {0};
     const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
     if (help || !read_options(argc, argv, &o)) {
-        fprintf(help ? stdout : stderr, "usage: schedules [--first SEED] [--count N] [--ranks 1..%d]\n",
+        fprintf(help ? stdout : stderr,
+                "usage: schedules [--first SEED] [--count N] [--ranks 1..%d] [--device cpu|cuda]\n",
                 MAX_RANKS);
         return help ? 0 : 2;
     }
+    if (o.cuda && !limit_to_gpus(&o)) {
+        printf("schedules: skipped, there is no CUDA device\n");
+        return 77;
+    }
     for (uint64_t seed = o.first; seed < o.first + o.count; seed++) {
         static schedule s;
-        schedule_make(&s, seed, (int)o.max_ranks);
+        schedule_make(&s, seed, (int)o.max_ranks, o.cuda);
         alarm(120); /* a hang is a failure */
         const char *failure = run_schedule(&s, &t);
         if (failure[0] == 0) continue;
@@ -174,11 +212,11 @@ int main(int argc, char **argv) {
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " lent, %" PRIu64 " drafts accepted, %" PRIu64
-           " rejected: each as it is alone\n",
+           " records continued, %" PRIu64 " lent, %" PRIu64 " tokens with what indexers chose, %" PRIu64
+           " drafts accepted, %" PRIu64 " rejected, %" PRIu64 " of the rarest family: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.accepted, t.rejected);
-    if (rich_enough(&t, o.count)) return 0;
+           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected, rarest_family(&t));
+    if (rich_enough(&t, &o)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;
 }

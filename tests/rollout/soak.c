@@ -63,7 +63,7 @@ static void expect(const soaker *s, bool held, const char *what) {
 /* ---- calls of which memory may be refused --------------------------------------------------------- */
 
 static void refuse_some(soaker *s) {
-    if (ALLOC_FAIL_WORKS && pick(&s->own, 0, 9) == 0) alloc_fail_this_thread_at((long)pick(&s->own, 0, 6));
+    if (ALLOC_FAIL_AT_WORKS && pick(&s->own, 0, 9) == 0) alloc_fail_this_thread_at((long)pick(&s->own, 0, 6));
 }
 
 static void refuse_none(void) {

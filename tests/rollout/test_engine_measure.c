@@ -20,10 +20,12 @@ static void check(wb_family family, dice *d) {
     options.max_running = (int32_t)pick(d, 1, 60);
     options.max_drafts = (int32_t)pick(d, 0, 5);
     options.prefix_cache = pick(d, 0, 1) == 1;
+    options.indexer = pick(d, 0, 1) == 1;
     ask a = ask_fixed("one", 5, 3);
     a.request.temperature = 1;
     a.request.top_k = (int32_t)pick(d, 0, 30);
     a.request.return_sampling_mask = true;
+    a.request.return_indexer = options.indexer && wb_config_n_indexers(&config) > 0;
     const wb_sample_params params = {1, a.request.top_k, 1, 0};
 
     const size_t before = r.device->held_bytes;
@@ -43,6 +45,13 @@ static void check(wb_family family, dice *d) {
     wb_memory without;
     must(wb_engine_measure(&config, &model, &options, 0, 1, 0, &without), "measure");
     const wb_memory_part *results = &without.parts[without.n_parts - 1];
+    const bool lists = options.indexer && wb_config_n_indexers(&config) > 0;
+    assert_int_equal(lists, strcmp(results->name, "indexer lists") == 0);
+    if (lists) {
+        const size_t n = (size_t)options.max_batch_tokens * (size_t)wb_config_n_indexers(&config);
+        assert_int_equal(results->bytes, n * (4 * (size_t)config.compressed.index_top_k + 1));
+        results--;
+    }
     assert_string_equal(results->name, "results");
     assert_in_range(r.device->peak_bytes - before, memory.device_bytes, memory.device_bytes + results->bytes);
     wb_engine_close(engine);
@@ -52,7 +61,7 @@ static void check(wb_family family, dice *d) {
 
 static void test_measured_is_what_is_taken(void **unused) {
     (void)unused;
-    for (uint64_t seed = 1; seed <= 20; seed++) {
+    for (uint64_t seed = 1; seed <= 40; seed++) {
         dice d = {seed};
         print_message("seed %d\n", (int)seed);
         check((wb_family)(seed % N_FAMILIES), &d);

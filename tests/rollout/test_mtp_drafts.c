@@ -144,6 +144,7 @@ static void play_and_look(mover *m) {
     *(wb_engine_stats *)m->context = wb_engine_get_stats(m->engine);
 }
 
+/* Rows of two and of four ranks go by mailboxes, where MTP layers have fewer slots than the decoder. */
 static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
     (void)state;
     uint64_t moves = 0, drafts = 0, accepted = 0;
@@ -157,6 +158,7 @@ static void test_rebalance_moves_experts_of_the_decoder_only(void **state) {
                                 .options = eager_options(),
                                 .config = guessing_config(guessing_families[i / MAX_RANKS]),
                                 .max_drafts = 3,
+                                .shares = i % 2 == 1,
                                 .play = play_and_look,
                                 .context = &stats[r]};
         run_movers(n, movers);

@@ -1,6 +1,7 @@
 /* test_rebalance.c - experts move while an engine generates: no token, log-probability, mask or route depends
  * on it, at 1 to 4 ranks, with redundant experts, uneven slots and dead ranks that feed requests of their
- * own; nor when all weights are replaced between the load and the moves. Argument 1 sets the seed. */
+ * own; nor when all weights are replaced between the load and the moves; layers that a table routes become
+ * balanced too. Argument 1 sets the seed. */
 #include "rebalance_fixture.h"
 
 #include <setjmp.h>
@@ -82,6 +83,75 @@ static void play_new_weights(mover *m) {
 static void test_rule_23_weights_replaced_before_a_move(void **state) {
     (void)state;
     assert_true(run_on_ranks(base_seed + 10, eager_options(), play_new_weights) > 0);
+}
+
+/* ---- layers that are routed by a table ------------------------------------------------------------ */
+
+/* Of a job, in the layers that a table routes: the sum of their balancedness under the first placement and
+ * the last one, with the load of all answers. */
+typedef struct hashed {
+    double first, last;
+    bool moved; /* whether such a layer has another map than at first */
+} hashed;
+
+static double balancedness_of(const wb_placement *placement, uint32_t layer, const double *loads) {
+    double of_rank[MAX_RANKS];
+    wb_placement_rank_loads(placement, layer, loads, of_rank);
+    return wb_placement_balancedness(placement, of_rank);
+}
+
+/* Every layer's load is counted, and that of a hash layer is the table's: of this rank's own answers. */
+static void play_hashed(mover *m) {
+    const wb_placement *placement = wb_model_placement(m->model);
+    const wb_hash_routes *hash = wb_model_hash_routes(m->model);
+    double loads[N_LAYERS * N_EXPERTS];
+    hashed *h = m->context;
+    wb_placement *first;
+    must(wb_placement_clone(placement, &first), "placement");
+    for (uint32_t part = 0; part < 4; part++) answer_as_alone(m, 5, 8 * part, 8);
+    for (uint32_t i = 0; i < N_LAYERS * N_EXPERTS; i++)
+        loads[i] = (double)m->counts[i / N_EXPERTS][i % N_EXPERTS];
+    must(wb_comm_all_reduce_f64(m->comm, loads, N_LAYERS * N_EXPERTS), "loads");
+    for (uint32_t i = 0; i < hash->n_layers; i++) {
+        const uint32_t l = hash->moe_layers[i];
+        const size_t bytes = wb_placement_topology(placement)->n_slots * sizeof(int32_t);
+        h->first += balancedness_of(first, l, &loads[l * N_EXPERTS]);
+        h->last += balancedness_of(placement, l, &loads[l * N_EXPERTS]);
+        h->moved |= memcmp(wb_placement_layer(first, l).expert_of_slot,
+                           wb_placement_layer(placement, l).expert_of_slot, bytes) != 0;
+    }
+    wb_placement_close(first);
+}
+
+/* Experts of hash layers move while they are used, at 1 to 4 ranks; answers are those of one rank, and the
+ * load of these layers becomes more even. All layers are counted, each by its own number. */
+static void test_rule_26_hash_layers_are_balanced_live(void **state) {
+    double first = 0, last = 0;
+    int moved = 0, jobs = 0;
+    (void)state;
+    for (int n = 1; n <= MAX_RANKS; n++)
+        for (uint64_t i = 0; i < 3; i++, jobs++) {
+            mover movers[MAX_RANKS];
+            hashed of_rank[MAX_RANKS] = {{0}};
+            wb_rebalance_options o = eager_options();
+            o.load.window = 1000;
+            fill_movers(movers, base_seed + 60 + 8 * (uint64_t)n + i, o, play_hashed);
+            for (int r = 0; r < n; r++) movers[r].config = hashing_config(), movers[r].context = &of_rank[r];
+            run_movers(n, movers);
+            for (int r = 0; r < n; r++) {
+                assert_int_equal(movers[r].stats.failures, 0);
+                assert_true(movers[r].stats.decisions > 0);
+                assert_int_equal(movers[r].stats.layers_without_load, 0);
+                assert_true(of_rank[r].first == of_rank[0].first && of_rank[r].last == of_rank[0].last);
+            }
+            if (n == 1) assert_true(of_rank[0].first == 2 && of_rank[0].last == 2);
+            moved += of_rank[0].moved;
+            first += of_rank[0].first / 2, last += of_rank[0].last / 2;
+        }
+    printf("balancedness of hash layers: %.3f, after they moved %.3f; in %d of %d jobs\n", first / jobs,
+           last / jobs, moved, jobs);
+    assert_true(moved >= jobs / 2);
+    assert_true(last > first);
 }
 
 /* ---- how long a step waits ------------------------------------------------------------------------ */
@@ -211,6 +281,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_26_results_do_not_depend_on_moves),
         cmocka_unit_test(test_rule_26_results_do_not_depend_on_what_is_put),
         cmocka_unit_test(test_rule_23_weights_replaced_before_a_move),
+        cmocka_unit_test(test_rule_26_hash_layers_are_balanced_live),
         cmocka_unit_test(test_a_step_waits_for_one_group_at_most),
         cmocka_unit_test(test_rule_26_a_dead_rank_has_the_answers_of_any_other),
         cmocka_unit_test(test_rule_23_what_is_attached_to_slots_moves_with_them),

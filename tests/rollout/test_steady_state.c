@@ -103,12 +103,13 @@ enum {
 typedef struct rank_job {
     wb_comm *comm; /* NULL: one rank */
     uint64_t seed;
+    bool indexers; /* a model that has some, and requests that ask what they chose */
     rig own;
     rig other[2]; /* the weights that are set in turn */
     wb_engine *engine;
     ask asks[N_ASKS];
     int submitted, done;
-    uint32_t masks, rows, max_spans;
+    uint32_t masks, rows, cells, max_spans;
     uint64_t tokens, version, steps, preemptions, taken_over;
 } rank_job;
 
@@ -120,6 +121,7 @@ static void submit_and_poll(rank_job *job) {
         job->tokens += c->record.n_tokens;
         job->masks += c->record.mask_ends != NULL;
         job->rows += c->record.n_routes > 0 ? c->record.routes[0].rows : 0;
+        job->cells += c->record.indexer ? c->record.indexer->rows : 0;
         if (job->max_spans < c->record.n_spans) job->max_spans = c->record.n_spans;
         wb_completion_free(c);
     }
@@ -151,7 +153,8 @@ static void run(rank_job *job) {
 }
 
 static void open_job(rank_job *job) {
-    const wb_config config = tiny_config(WB_FAMILY_QWEN3_MOE, 12, 3, 3, 2);
+    const wb_config config = job->indexers ? tiny_config(WB_FAMILY_DEEPSEEK_V4, 12, 3, 4, 0)
+                                           : tiny_config(WB_FAMILY_QWEN3_MOE, 12, 3, 3, 2);
     job->own = rig_open(&config, 1, 1, job->comm);
     for (uint64_t i = 0; i < 2; i++) job->other[i] = rig_open(&config, 2 + i, 1, job->comm);
     device_mem_alloc = job->own.device->mem_alloc;
@@ -163,6 +166,7 @@ static void open_job(rank_job *job) {
     options.max_running = 6;
     options.prefix_cache = true;
     options.max_drafts = 3;
+    options.indexer = true;
     must(wb_engine_open(job->own.model, &options, &job->engine), "engine");
     dice d = {job->seed};
     for (uint32_t i = 0; i < N_ASKS; i++) {
@@ -170,6 +174,7 @@ static void open_job(rank_job *job) {
         for (uint32_t t = 0; t < BLOCK_SIZE; t++) job->asks[i].prompt[t] = t; /* taken over where known */
         job->asks[i].request.return_routes = i % 3 != 0;
         job->asks[i].request.return_sampling_mask = i % 2 != 0;
+        job->asks[i].request.return_indexer = job->indexers && i % 4 != 0;
     }
 }
 
@@ -202,6 +207,7 @@ static void assert_nothing_allocated(rank_job *job, int n_ranks) {
                       j->max_spans);
         assert_int_equal(N_ASKS, j->done);
         assert_true(j->steps >= 200 && j->taken_over > 0);
+        assert_int_equal(j->indexers, j->cells > 0);
         assert_true(j->preemptions > 0 && j->masks > 0 && j->rows > 0 && j->max_spans > 64);
     }
     if (n != 0) fail_msg("%ld allocations in steps, the latest of %zu bytes", n, bytes);
@@ -210,6 +216,14 @@ static void assert_nothing_allocated(rank_job *job, int n_ranks) {
 static void test_a_step_allocates_nothing(void **state) {
     (void)state;
     rank_job job = {.seed = 11};
+    open_and_count(&job);
+    assert_nothing_allocated(&job, 1);
+    close_job(&job);
+}
+
+static void test_a_step_with_what_indexers_chose_allocates_nothing(void **state) {
+    (void)state;
+    rank_job job = {.seed = 14, .indexers = true};
     open_and_count(&job);
     assert_nothing_allocated(&job, 1);
     close_job(&job);
@@ -239,6 +253,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_guard_sees_every_allocation),
         cmocka_unit_test(test_a_step_allocates_nothing),
+        cmocka_unit_test(test_a_step_with_what_indexers_chose_allocates_nothing),
         cmocka_unit_test(test_a_step_of_two_ranks_allocates_nothing),
     };
     return cmocka_run_group_tests_name("steady_state", tests, NULL, NULL);

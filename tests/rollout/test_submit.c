@@ -82,7 +82,7 @@ static void test_bad_requests_are_refused_by_name(void **state) {
         assert_refused(engine, invalid, text, &bad); \
     } while (0)
     REFUSED("request: options of 0 bytes", bad.size = 0);
-    REFUSED("request: reserved[2]", bad.reserved[2] = 1);
+    REFUSED("request: reserved[1]", bad.reserved[1] = 1);
     REFUSED("rid", bad.rid = NULL);
     REFUSED("rid", bad.rid = "");
     REFUSED("rid", bad.rid = long_rid);
@@ -201,7 +201,7 @@ static void test_a_mask_has_room_or_is_refused(void **state) {
     request.top_k = 3, request.max_tokens = 70;
     wb_sequence *s = NULL;
     uint32_t *ids = NULL;
-    assert_ok(wb_sequence_create(&request, limits.vocab_size, limits.route_model, 8, &s));
+    assert_ok(wb_sequence_create(&request, &limits, 8, &s));
     assert_int_equal(3 * 70, s->mask_room);
     assert_ok(wb_sequence_next_mask(s, 210, &ids));
     assert_ptr_equal(s->mask_ids, ids);

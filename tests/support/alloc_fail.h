@@ -5,7 +5,8 @@
  * ones for all that is linked into it, the library's rooms among them, on top of glibc's own. Shared
  * libraries keep glibc's, since symbols are hidden: OpenMP's runtime would end the process where an
  * allocation fails, and makes one at each loop. Under a sanitizer, which has its own, or without glibc,
- * ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77).
+ * ALLOC_FAIL_WORKS is 0 and the test is to skip (exit 77). There a program that is linked with --wrap of
+ * these functions and says so by ALLOC_FAIL_WRAPPED has alloc_fail_this_thread_at: ALLOC_FAIL_AT_WORKS.
  *
  *     for (long n = 0;; n++) {
  *         alloc_fail_arm(n, false);
@@ -45,6 +46,11 @@
 #endif
 #ifndef ALLOC_FAIL_WORKS
 #define ALLOC_FAIL_WORKS 1
+#endif
+#ifdef ALLOC_FAIL_WRAPPED
+#define ALLOC_FAIL_AT_WORKS 1
+#else
+#define ALLOC_FAIL_AT_WORKS ALLOC_FAIL_WORKS
 #endif
 
 static struct {
@@ -217,6 +223,38 @@ int posix_memalign(void **out, size_t alignment, size_t size) {
 void free(void *block) {
     if (block && alloc_fail.armed) alloc_fail.live--;
     __libc_free(block);
+}
+
+#elif defined(ALLOC_FAIL_WRAPPED)
+
+static inline bool alloc_fail_refuses_here(void) {
+    if (alloc_fail_countdown_here == 0 || --alloc_fail_countdown_here > 0) return false;
+    errno = ENOMEM;
+    return true;
+}
+
+void *__real_malloc(size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_malloc(size_t size) {
+    return alloc_fail_refuses_here() ? NULL : __real_malloc(size);
+}
+
+void *__real_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size);
+void *__wrap_calloc(size_t count, size_t size) {
+    return alloc_fail_refuses_here() ? NULL : __real_calloc(count, size);
+}
+
+void *__real_realloc(void *block, size_t size);
+void *__wrap_realloc(void *block, size_t size);
+void *__wrap_realloc(void *block, size_t size) {
+    return alloc_fail_refuses_here() ? NULL : __real_realloc(block, size);
+}
+
+int __real_posix_memalign(void **out, size_t alignment, size_t size);
+int __wrap_posix_memalign(void **out, size_t alignment, size_t size);
+int __wrap_posix_memalign(void **out, size_t alignment, size_t size) {
+    return alloc_fail_refuses_here() ? ENOMEM : __real_posix_memalign(out, alignment, size);
 }
 
 #endif

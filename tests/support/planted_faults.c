@@ -13,7 +13,8 @@ static const char *planted = "";
 
 bool plant_fault(const char *name) {
     static const char *const names[] = {"overwritten_rows", "stale_prefix",   "skipped_rows",
-                                        "rejected_draft",   "lent_with_seed", "home_without_rows"};
+                                        "rejected_draft",   "lent_with_seed", "home_without_rows",
+                                         "kept_unfed",       "refed_lists",    "cells_of_hits"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) planted = names[i];
     return planted[0] != 0;
@@ -49,6 +50,27 @@ wb_status __wrap_wb_step_force(wb_step_forcing *forcing, wb_device *device, cons
     return WB_OK;
 }
 
+/* A token that is fed again looks at the first entries that there are, not at those that were chosen. */
+void __real_wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out);
+void __wrap_wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out);
+void __wrap_wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out) {
+    __real_wb_cells_list(cells, token, column, list_out);
+    if (!is_planted("refed_lists")) return;
+    for (uint32_t j = 0; j < cells->shape.k && list_out[j] >= 0; j++) list_out[j] = (int32_t)j;
+}
+
+/* What is taken over has all entries that there are as its choice, wherever it ends. */
+wb_status __real_wb_sequence_create(const wb_request *request, const wb_request_limits *limits,
+                                    int64_t max_blocks, wb_sequence **sequence_out);
+wb_status __wrap_wb_sequence_create(const wb_request *request, const wb_request_limits *limits,
+                                    int64_t max_blocks, wb_sequence **sequence_out);
+wb_status __wrap_wb_sequence_create(const wb_request *request, const wb_request_limits *limits,
+                                    int64_t max_blocks, wb_sequence **sequence_out) {
+    const wb_status status = __real_wb_sequence_create(request, limits, max_blocks, sequence_out);
+    if (is_planted("cells_of_hits") && status == WB_OK) (*sequence_out)->entry.take_limit = 0;
+    return status;
+}
+
 /* Blocks of the old weights stay known. */
 void __real_wb_kv_blocks_forget(wb_kv_blocks *blocks);
 void __wrap_wb_kv_blocks_forget(wb_kv_blocks *blocks);
@@ -78,17 +100,13 @@ const uint8_t *__wrap_wb_prefix_cache_rows(const wb_prefix_cache *cache, int32_t
 }
 
 /* A request that another rank takes has the seed of another request there. */
-wb_status __real_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
-                                         const wb_route_model *route_model, int32_t block_size,
+wb_status __real_wb_sequence_create_from(const uint8_t *bytes, size_t n, const wb_request_limits *limits,
                                          wb_sequence **sequence_out);
-wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
-                                         const wb_route_model *route_model, int32_t block_size,
+wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, const wb_request_limits *limits,
                                          wb_sequence **sequence_out);
-wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, int64_t vocab_size,
-                                         const wb_route_model *route_model, int32_t block_size,
+wb_status __wrap_wb_sequence_create_from(const uint8_t *bytes, size_t n, const wb_request_limits *limits,
                                          wb_sequence **sequence_out) {
-    const wb_status status =
-        __real_wb_sequence_create_from(bytes, n, vocab_size, route_model, block_size, sequence_out);
+    const wb_status status = __real_wb_sequence_create_from(bytes, n, limits, sequence_out);
     if (is_planted("lent_with_seed") && status == WB_OK) (*sequence_out)->seed++;
     return status;
 }
@@ -101,4 +119,11 @@ wb_finish __wrap_wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
     if (is_planted("home_without_rows") && s->n_fed > 0)
         memset(s->rows + (s->n_fed - 1) * s->row_bytes, 0, s->row_bytes);
     return finish;
+}
+
+/* What a state has yet to be fed again when weights are set is fed to it by the new ones. */
+void __real_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens);
+void __wrap_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens);
+void __wrap_wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens) {
+    if (!is_planted("kept_unfed")) __real_wb_sequence_take_back(s, n_tokens);
 }

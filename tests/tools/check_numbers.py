@@ -10,7 +10,7 @@ import sys
 import msgpack
 import numpy as np
 
-from read_dump import read
+from read_dump import indexer_rows, read
 
 
 def load(path):
@@ -20,8 +20,15 @@ def load(path):
         record["rows"], record["ids"] = rows, np.frombuffer(record["tokens"], "<u4")
         for key in ("logprobs", "sampling_logprobs"):
             record[key] = np.frombuffer(record[key], "<f4").astype(np.float64) if key in record else None
+        run = record.get("indexer")
+        record["chosen"] = {run["start"] + i: row for i, row in enumerate(indexer_rows(run, header))} if run else {}
         records[record["rid"]] = record
     return header["model"], records
+
+
+def columns_of(model):
+    indexer = model.get("indexer", {"layers": [], "source": []})
+    return [layer for layer, source in zip(indexer["layers"], indexer["source"]) if layer == source]
 
 
 def near(found, wanted, what):
@@ -30,6 +37,20 @@ def near(found, wanted, what):
 
 def sets(ids):
     return np.sort(ids, axis=-1)
+
+
+def check_stats_of_indexers(found, columns, records):
+    assert ("indexers" in found) == (len(columns) > 0)
+    if not columns:
+        return
+    assert found["indexers"]["records"] == sum("indexer" in r for r in records.values())
+    assert [i["layer"] for i in found["indexers"]["layers"]] == columns
+    for s, i in enumerate(found["indexers"]["layers"]):
+        cells = [row[s] for r in records.values() for row in r["chosen"].values()]
+        lists = [c for c in cells if c]
+        assert (i["rows"], i["empty"]) == (len(cells), len(cells) - len(lists)) and lists, i
+        near(i["mean_listed"], np.mean([len(c) for c in cells]), "listed")
+        near(i["mean_span"], np.mean([c[-1] - c[0] + 1 for c in lists]), "span")
 
 
 def check_stats(waybill, path, ranks, top):
@@ -44,6 +65,7 @@ def check_stats(waybill, path, ranks, top):
                 pairs += 1
                 repeats += (sets(row) == sets(record["rows"][position - 1])).all(axis=1)
     rows = sum(len(r["rows"]) for r in records.values())
+    check_stats_of_indexers(found, columns_of(model), records)
     assert found["valid_rows"] == rows and found["rows_after_rows"] == pairs and found["ranks"] == ranks, found
     for l, layer in enumerate(found["layers"]):
         c, total = counts[l], rows * K
@@ -91,6 +113,20 @@ def check_kl(found, a, b, what):
     near(found["ratio_outside"], ((ratio < 0.5) | (ratio > 2)).sum() / n, what)
 
 
+def compare_choices(a, b, p, to, columns):
+    x, y = a["chosen"].get(p), b["chosen"].get(p)
+    to["only_a"] += x is not None and y is None
+    to["only_b"] += y is not None and x is None
+    if x is None or y is None:
+        return
+    to["rows"] += 1
+    for s, (own, other) in enumerate(zip(x, y)):
+        to["same"][s] += own == other
+        to["overlap"][s] += len(set(own) & set(other)) / len(own) if own else 1
+        if own != other and to["first"] is None:
+            to["first"] = {"rid": a["rid"], "position": p, "layer": columns[s]}
+
+
 def compare(model, a, b, total):
     """Adds up one pair of records; the first differences, or None."""
     shorter = min(len(a["ids"]), len(b["ids"]))
@@ -106,6 +142,7 @@ def compare(model, a, b, total):
             total[key][1].append(b[key][first - b["prompt_len"]:n - b["prompt_len"]])
     row_difference = None
     for p in range(n):
+        compare_choices(a, b, p, total["indexers"], columns_of(model))
         x, y = a["rows"].get(p), b["rows"].get(p)
         total["only_a"] += x is not None and y is None
         total["only_b"] += y is not None and x is None
@@ -124,11 +161,26 @@ def compare(model, a, b, total):
     return None if same_tokens else {"position": n, "a": at(a), "b": at(b)}, row_difference
 
 
+def check_diff_of_indexers(found, total, columns):
+    assert (found is not None) == (len(columns) > 0)
+    if not columns:
+        return
+    rows = total["rows"]
+    assert (found["rows"], found["rows_only_a"], found["rows_only_b"]) == (rows, total["only_a"], total["only_b"]) and rows, found
+    assert found["first_difference"] == total["first"], (found, total)
+    assert [i["layer"] for i in found["layers"]] == columns
+    for s, i in enumerate(found["layers"]):
+        assert i["rows"] == rows
+        near(i["overlap"], total["overlap"][s] / rows, "overlap of an indexer")
+        near(i["same"], total["same"][s] / rows, "same choices of an indexer")
+
+
 def check_diff(waybill, path_a, path_b):
     model, a = load(path_a)
     _, b = load(path_b)
     found = json.loads(subprocess.check_output([waybill, "diff", "--json", path_a, path_b]))
     total = {"same_tokens": 0, "after": 0, "only_a": 0, "only_b": 0, "all": Sums(), "positions": {}, "versions": {},
+             "indexers": {"rows": 0, "only_a": 0, "only_b": 0, "same": np.zeros(9), "overlap": np.zeros(9), "first": None},
              "layers": [Sums() for _ in model["moe_layers"]], "logprobs": ([], []), "sampling_logprobs": ([], [])}
     firsts = [None, None]
     both = [rid for rid in a if rid in b]
@@ -141,6 +193,7 @@ def check_diff(waybill, path_a, path_b):
     assert (found["rows_only_a"], found["rows_only_b"], found["rows_not_compared"]) == \
         (total["only_a"], total["only_b"], total["after"]), found
     assert (found["first_token_difference"], found["first_difference"]) == tuple(firsts), (found, firsts)
+    check_diff_of_indexers(found.get("indexers"), total["indexers"], columns_of(model))
     total["all"].check(found, "all")
     for l, layer in enumerate(found["layers"]):
         assert layer["layer"] == model["moe_layers"][l]

@@ -194,6 +194,21 @@ def check_mismatch():
     assert f"{diff['rows']} in both" in text
 
 
+def check_indexers(stats):
+    found, of_stats = table("choices of each indexer"), stats.get("indexers", {"records": 0})
+    assert (found is not None) == (of_stats["records"] > 0)
+    if found is None:
+        return
+    layers = json.loads(run("diff", "--json", args.dump, args.against))["indexers"]["layers"] if args.against else []
+    assert list(found) == [str(i["layer"]) for i in of_stats["layers"]]
+    for i in of_stats["layers"]:
+        for column, key in (("rows", "rows"), ("of none", "empty"), ("listed", "mean_listed"), ("span", "mean_span")):
+            near(found[str(i["layer"])][column], i[key], (i["layer"], key))
+    for i in layers:
+        near(found[str(i["layer"])]["overlap@K"], i["overlap"], "overlap of an indexer")
+        near(found[str(i["layer"])]["same positions"], i["same"], "same positions of an indexer")
+
+
 def check_drift(stats):
     """Counts by the version that a record was finished under, from its rows."""
     versions, K = {}, None
@@ -272,5 +287,6 @@ check_drawings()
 found_stats = check_load()
 check_balance(found_stats)
 check_mismatch()
+check_indexers(found_stats)
 check_drift(found_stats)
 check_metrics()

@@ -5,6 +5,7 @@
  * verdict as exit code. Refuses: tolerances other than those the files
  * support.
  *
+ * In f32 limits follow from what roundings come to in this model (hf_noise.h).
  * In bf16 (hf_bounds.h) an expert that is chosen otherwise changes all that follows: so what the reference
  * computed by its own choice is compared under that choice, forced, beside which each row tells what it would
  * choose. The engine goes on from its prompts by itself, and what it captured is compared with the training
@@ -13,6 +14,7 @@
  * DIR holds config.json and model.safetensors, ref.safetensors, grads.safetensors, meta.json. */
 #include "tools/hf_bounds.h"
 #include "tools/hf_mtp.h"
+#include "tools/hf_noise.h"
 #include "wb_rollout.h"
 
 #include <inttypes.h>
@@ -26,16 +28,18 @@
 
 /* Tokens: given of a greedy sequence, fed in one step, of a KV block. */
 enum { PROMPT = 7, CHUNK = 5, BLOCK_SIZE = 4 };
-enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
+enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2, EXIT_NO_LIMIT = 77 };
 
 static const char usage[] =
-    "usage: hf_oracle [--device cpu|cuda] [--dtype f32|bf16] [--ranks N] [--save OUT] DIR\n"
+    "usage: hf_oracle [--device cpu|cuda] [--dtype f32|bf16] [--ranks N] [--save OUT] [--plant X] DIR\n"
     "Compares this engine with the reference data in DIR. --ranks N runs N thread ranks, sequences and "
     "experts\n"
     "spread over them; with --device cuda rank r takes GPU r, counted round. --dtype bf16: weights and\n"
-    "activations, within bounds that follow from the number of roundings. --save OUT also "
-    "writes the model again, as a checkpoint (check_hf_load.py reads it).\n"
-    "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input.\n";
+    "activations, within bounds that follow from the number of roundings. --save OUT also writes the model\n"
+    "again, as a checkpoint (check_hf_load.py reads it). --plant X moves each weight of the middle layer by "
+    "X\n"
+    "of itself, up or down, which must be found.\n"
+    "Exit code: 0 all equal within tolerance, 1 not, 2 usage or unreadable input, 77 bf16 has no limit.\n";
 
 static void die(const char *format, ...) {
     va_list args;
@@ -77,13 +81,20 @@ static const struct {
     const char *name, *unit;
     double limit; /* of the largest error; ids: of their number that differ */
 } checks[N_CHECKS] = {
-    {"logits", "absolute", 1e-4},          {"router ids", "differing", 0},
-    {"router logits", "absolute", 1e-4},   {"router weights", "absolute", 1e-4},
-    {"forced weights", "absolute", 1e-4},  {"forced logits", "absolute", 1e-4},
-    {"forced logprobs", "absolute", 1e-4}, {"forced loss", "absolute", 1e-4},
-    {"gradients", "relative", 1e-4},       {"greedy ids", "differing", 0},
-    {"greedy routes", "differing", 0},     {"engine logprobs", "absolute", 1e-4},
-    {"mtp logits", "absolute", 1e-4},      {"mtp further", "absolute", 1e-4},
+    {"logits", "absolute", LEAST_BOUND},
+    {"router ids", "differing", 0},
+    {"router logits", "absolute", LEAST_BOUND},
+    {"router weights", "absolute", LEAST_BOUND},
+    {"forced weights", "absolute", LEAST_BOUND},
+    {"forced logits", "absolute", LEAST_BOUND},
+    {"forced logprobs", "absolute", LEAST_BOUND},
+    {"forced loss", "absolute", LEAST_BOUND},
+    {"gradients", "relative", LEAST_BOUND},
+    {"greedy ids", "differing", 0},
+    {"greedy routes", "differing", 0},
+    {"engine logprobs", "absolute", LEAST_BOUND},
+    {"mtp logits", "absolute", LEAST_BOUND},
+    {"mtp further", "absolute", LEAST_BOUND},
 };
 
 typedef struct outcome {
@@ -124,6 +135,7 @@ typedef struct reference {
     float *logits, *forced_logits, *forced_logprobs, *forced_loss;
     float *mtp_logits, *mtp_further; /* [B, S - 1, V], [B, S - 3, 2, V]; NULL: not compared */
     layer_reference *layers;         /* [L] */
+    float **kept_grads;              /* of each tensor of the registry, of own results; else NULL */
     double largest_grad;             /* of all tensors */
     wb_dtype dtype;                  /* that this engine computes in */
     double bounds[N_CHECKS];         /* of the largest error; ids: of their number that differ */
@@ -226,8 +238,11 @@ static void read_biases(reference *ref) {
         const char *mlp = router ? strstr(router, ".mlp.gate") : NULL;
         if (ref->config.family == WB_FAMILY_DEEPSEEK_V4 && mlp)
             snprintf(name, sizeof name, "%.*s.ffn.gate.bias", (int)(mlp - router), router);
-        if (wb_safetensors_find(model, name, &view) == WB_OK)
-            ref->layers[i].bias = read_floats(model, name, ref->E);
+        /* Releases of that family do without "model.". */
+        const bool is_there = wb_safetensors_find(model, name, &view) == WB_OK;
+        const char *found = is_there ? name : strchr(name, '.') + 1;
+        if (wb_safetensors_find(model, found, &view) == WB_OK)
+            ref->layers[i].bias = read_floats(model, found, ref->E);
     }
     wb_safetensors_close(model);
 }
@@ -344,8 +359,13 @@ typedef struct rank_run {
     wb_model *model;
     wb_train *train;
     int64_t n_seqs; /* sequences rank, rank + R, rank + 2R, ... of the reference */
+    double plant;   /* part of the middle layer's weights that these are moved by; 0: none */
+    bool keeps;     /* results become those of `ref` in place of being compared */
+    bool is_noise;  /* ref's results are this model's own: its choices are forced */
     outcome outcomes[N_CHECKS];
-    double loss; /* this rank's part */
+    double bounds[N_CHECKS]; /* ref's, or those that noise gives */
+    bool has_no_limit;       /* bf16: noise is above one of them */
+    double loss;             /* this rank's part */
     int64_t n_tensors, n_tensors_expected;
     int verdict; /* EXIT_PASS unless the run itself failed */
 } rank_run;
@@ -441,10 +461,18 @@ static void unpack(packed *p) {
     free(p->logits);
 }
 
-static void compare_logits(rank_run *run, check_id id, const float *logits, const float *expected) {
+/* Compares, or keeps what was found. */
+static void see_result(rank_run *run, check_id id, int64_t n, const float *found, float *expected) {
+    if (run->keeps)
+        memcpy(expected, found, (size_t)n * sizeof *found);
+    else
+        see_floats(&run->outcomes[id], n, found, expected);
+}
+
+static void compare_logits(rank_run *run, check_id id, const float *logits, float *expected) {
     const int64_t V = run->ref->V;
     for (int64_t t = 0; t < run->n_seqs * run->ref->S; t++)
-        see_floats(&run->outcomes[id], V, logits + t * V, expected + reference_row(run, t) * V);
+        see_result(run, id, V, logits + t * V, expected + reference_row(run, t) * V);
 }
 
 /* ---- native routing -------------------------------------------------------------------------- */
@@ -471,10 +499,11 @@ static int descending(const void *a, const void *b) {
 }
 
 /* The weights [K] of a row of the reference's own choices; of a set, in the order of their size. */
-static void see_weights(rank_run *run, const float *weights, const float *expected) {
+static void see_weights(rank_run *run, const float *weights, float *expected) {
     const reference *ref = run->ref;
     const size_t bytes = (size_t)ref->K * sizeof(float);
     float found[MAX_K], sorted[MAX_K];
+    if (run->keeps) memcpy(expected, weights, bytes);
     memcpy(found, weights, bytes);
     memcpy(sorted, expected, bytes);
     if (ref->unordered) {
@@ -489,8 +518,7 @@ static void probe_native(void *ctx, int32_t layer, int64_t T, const float *logit
     const reference *ref = run->ref;
     for (int64_t t = 0; t < T; t++) {
         const int64_t row = reference_row(run, t);
-        see_floats(&run->outcomes[ROUTER_LOGITS], ref->E, logits + t * ref->E,
-                   ref->layers[layer].logits + row * ref->E);
+        see_result(run, ROUTER_LOGITS, ref->E, logits + t * ref->E, ref->layers[layer].logits + row * ref->E);
         see_weights(run, weights + t * ref->K, ref->layers[layer].weights + row * ref->K);
     }
 }
@@ -601,7 +629,7 @@ static void probe_forced(void *ctx, int32_t layer, int64_t T, const float *logit
     rank_run *run = ctx;
     const int64_t K = run->ref->K;
     for (int64_t t = 0; t < T; t++)
-        see_floats(&run->outcomes[FORCED_WEIGHTS], K, weights + t * K,
+        see_result(run, FORCED_WEIGHTS, K, weights + t * K,
                    run->ref->layers[layer].forced_weights + reference_row(run, t) * K);
 }
 
@@ -617,7 +645,7 @@ static wb_status forced_forward(rank_run *run, packed *p, routes *r, const uint8
     for (int64_t t = 0; t < p->batch.T; t++) {
         if (p->targets[t] < 0) continue;
         const int64_t row = reference_row(run, t);
-        see_floats(&run->outcomes[FORCED_LOGPROBS], 1, &p->logprobs[t],
+        see_result(run, FORCED_LOGPROBS, 1, &p->logprobs[t],
                    &ref->forced_logprobs[row / ref->S * (ref->S - 1) + row % ref->S]);
         run->loss -= (double)p->logprobs[t] / n;
         p->logprobs[t] = (float)(-1.0 / n); /* from here on dloss / dlogprob */
@@ -627,7 +655,7 @@ static wb_status forced_forward(rank_run *run, packed *p, routes *r, const uint8
 }
 
 static wb_status check_passes(rank_run *run, packed *p, routes *r, const uint8_t *forced) {
-    WB_TRY(native_forward(run, p, r, run->ref->dtype == WB_F32 ? NULL : forced));
+    WB_TRY(native_forward(run, p, r, run->ref->dtype == WB_F32 && !run->is_noise ? NULL : forced));
     WB_TRY(put_choices(run, r, true));
     return forced_forward(run, p, r, forced);
 }
@@ -711,19 +739,23 @@ static bool read_fused(const reference *ref, const wb_tensor *tensor, float *val
     return true;
 }
 
-/* Of a tensor in the reference: by itself, or among those of all experts. */
-static bool read_expected(const reference *ref, const wb_tensor *tensor, float *values) {
+/* Of tensor i in the reference: by itself, or among those of all experts. */
+static bool read_expected(const reference *ref, const wb_tensor *tensor, int32_t i, float *values) {
     wb_tensor_view view;
+    if (ref->kept_grads) {
+        memcpy(values, ref->kept_grads[i], (size_t)tensor->n * sizeof *values);
+        return true;
+    }
     if (wb_safetensors_find(ref->grads, tensor->name, &view) != WB_OK) return read_fused(ref, tensor, values);
     if (elements(&view) != tensor->n) return false;
-    for (int64_t i = 0; i < tensor->n; i++) values[i] = float_at(&view, i);
+    for (int64_t j = 0; j < tensor->n; j++) values[j] = float_at(&view, j);
     return true;
 }
 
 static void compare_gradient(rank_run *run, const wb_tensor *tensor, const float *expected,
                              const float *found) {
     const double error = gradient_error(run->ref, tensor->n, expected, found);
-    if (!(error <= run->ref->bounds[GRADIENTS]))
+    if (!(error <= run->bounds[GRADIENTS]))
         fprintf(stderr, "gradient off by %.3g: %s\n", error, tensor->name);
     see_error(&run->outcomes[GRADIENTS], error);
     const bool counts = tensor->expert >= 0 || wb_comm_rank(run->comm) == 0; /* others are every rank's */
@@ -731,17 +763,25 @@ static void compare_gradient(rank_run *run, const wb_tensor *tensor, const float
     run->outcomes[GRADIENTS].compared += counts ? tensor->n : 0;
 }
 
-static wb_status check_gradient(rank_run *run, const wb_tensor *tensor) {
+static wb_status download_gradient(const rank_run *run, const wb_tensor *tensor, float *values) {
+    return run->device->to_host(run->device, values, wb_train_grad(run->train, tensor),
+                                (size_t)tensor->n * sizeof(float));
+}
+
+static wb_status check_gradient(rank_run *run, const wb_tensor *tensor, int32_t i) {
     const reference *ref = run->ref;
     if (without_grad(ref, tensor->name) || is_selection_bias(tensor->name)) return WB_OK;
     run->n_tensors_expected += tensor->expert >= 0 ? !!tensor->data : wb_comm_rank(run->comm) == 0;
     if (!tensor->data) return WB_OK;
+    if (run->keeps) {
+        ref->kept_grads[i] = allocate((size_t)tensor->n, sizeof(float));
+        return download_gradient(run, tensor, ref->kept_grads[i]);
+    }
     float *expected = allocate((size_t)tensor->n, sizeof(float)),
           *found = allocate((size_t)tensor->n, sizeof(float));
     wb_status status = WB_OK;
-    if (read_expected(ref, tensor, expected)) {
-        status = run->device->to_host(run->device, found, wb_train_grad(run->train, tensor),
-                                      (size_t)tensor->n * sizeof(float));
+    if (read_expected(ref, tensor, i, expected)) {
+        status = download_gradient(run, tensor, found);
         if (status == WB_OK) compare_gradient(run, tensor, expected, found);
     } else {
         fprintf(stderr, "no gradient of %" PRId64 " elements in the reference: %s\n", tensor->n,
@@ -775,11 +815,95 @@ static void check_surplus(rank_run *run) {
 static wb_status check_gradients(rank_run *run) {
     for (int32_t i = 0; i < wb_model_n_tensors(run->model); i++) {
         const wb_tensor tensor = wb_model_tensor(run->model, i);
-        const wb_status status = check_gradient(run, &tensor);
-        if (status != WB_OK) return status;
+        WB_TRY(check_gradient(run, &tensor, i));
     }
-    if (wb_comm_rank(run->comm) == 0) check_surplus(run);
+    if (wb_comm_rank(run->comm) == 0 && !run->is_noise) check_surplus(run);
     return WB_OK;
+}
+
+/* ---- limits of f32 --------------------------------------------------------------------------- */
+
+static float *room_like(int64_t n) {
+    return allocate((size_t)n, sizeof(float));
+}
+
+/* A reference of the same choices, with room for this model's own results. */
+static reference own_open(const rank_run *run) {
+    reference own = *run->ref;
+    const int64_t T = own.B * own.S;
+    own.logits = room_like(T * own.V);
+    own.forced_logits = room_like(T * own.V);
+    own.forced_logprobs = room_like(own.B * (own.S - 1));
+    own.layers = allocate((size_t)own.L, sizeof *own.layers);
+    own.kept_grads = allocate((size_t)wb_model_n_tensors(run->model), sizeof *own.kept_grads);
+    for (int64_t l = 0; l < own.L; l++) {
+        own.layers[l] = run->ref->layers[l];
+        own.layers[l].logits = room_like(T * own.E);
+        own.layers[l].weights = room_like(T * own.K);
+        own.layers[l].forced_weights = room_like(T * own.K);
+    }
+    return own;
+}
+
+static void own_close(const rank_run *run, reference *own) {
+    for (int64_t l = 0; l < own->L; l++) {
+        free(own->layers[l].logits);
+        free(own->layers[l].weights);
+        free(own->layers[l].forced_weights);
+    }
+    for (int32_t i = 0; i < wb_model_n_tensors(run->model); i++) free(own->kept_grads[i]);
+    free(own->kept_grads);
+    free(own->layers);
+    free(own->forced_logprobs);
+    free(own->forced_logits);
+    free(own->logits);
+}
+
+static wb_status noise_pass(rank_run *noise, packed *p, routes *r) {
+    WB_TRY(check_training(noise, p, r));
+    WB_TRY(check_gradients(noise));
+    return wb_train_zero_grads(noise->train);
+}
+
+/* Forward and backward by the weights as they are, which are kept, and by weights that were rounded once
+ * more. */
+static wb_status noise_passes(rank_run *noise, packed *p, routes *r, uint8_t *weights) {
+    const double rounding = noise->ref->dtype == WB_F32 ? F32_ROUNDING : UNIT;
+    noise->keeps = true;
+    WB_TRY(noise_pass(noise, p, r));
+    noise->keeps = false;
+    WB_TRY(copy_weights(noise->model, noise->device, false, weights));
+    for (uint64_t seed = 1; seed <= NOISE_RUNS; seed++) {
+        WB_TRY(scatter_weights(noise->model, noise->device, -1, seed, rounding));
+        WB_TRY(noise_pass(noise, p, r));
+        WB_TRY(copy_weights(noise->model, noise->device, true, weights));
+    }
+    return WB_OK;
+}
+
+static void see_noise(rank_run *run, check_id id, double noise) {
+    if (run->ref->dtype == WB_F32)
+        run->bounds[id] = noise_bound(noise);
+    else if (!(noise <= NOISE_FACTOR * run->bounds[id]))
+        run->has_no_limit = true;
+}
+
+/* The limits of this rank's checks (hf_noise.h). */
+static wb_status find_noise(rank_run *run, packed *p, routes *r) {
+    static const check_id moved[] = {LOGITS,        ROUTER_LOGITS,   ROUTER_WEIGHTS, FORCED_WEIGHTS,
+                                     FORCED_LOGITS, FORCED_LOGPROBS, GRADIENTS};
+    reference own = own_open(run);
+    uint8_t *weights = allocate(weight_bytes(run->model), 1);
+    rank_run noise = *run;
+    noise.ref = &own;
+    noise.is_noise = true;
+    for (int i = 0; i < N_CHECKS; i++) noise.bounds[i] = INFINITY;
+    const wb_status status = noise_passes(&noise, p, r, weights);
+    for (size_t i = 0; i < sizeof moved / sizeof moved[0]; i++)
+        see_noise(run, moved[i], noise.outcomes[moved[i]].error);
+    free(weights);
+    own_close(run, &own);
+    return status;
 }
 
 /* ---- greedy continuation --------------------------------------------------------------------- */
@@ -928,6 +1052,7 @@ static wb_status run_checks(rank_run *run) {
     routes r;
     packed p = pack(run, run->ref->input_ids, run->ref->S);
     wb_status status = routes_open(run, p.batch.T, &r);
+    if (status == WB_OK) status = find_noise(run, &p, &r);
     if (status == WB_OK) status = check_training(run, &p, &r);
     if (status == WB_OK) status = check_gradients(run);
     if (status == WB_OK) status = check_greedy(run);
@@ -950,6 +1075,7 @@ static void *run_rank(void *ctx) {
     const int rank = wb_comm_rank(run->comm), size = wb_comm_size(run->comm);
     run->n_seqs = run->ref->B / size + (rank < run->ref->B % size);
     run->verdict = EXIT_UNREADABLE;
+    memcpy(run->bounds, run->ref->bounds, sizeof run->bounds);
     wb_status status = open_device(run);
     wb_model_options options = wb_model_options_default();
     options.device = run->device;
@@ -957,6 +1083,8 @@ static void *run_rank(void *ctx) {
     options.dtype = options.activations = run->ref->dtype;
     if (status == WB_OK) status = wb_model_open(run->ref->dir, &options, &run->model);
     if (status == WB_OK) status = wb_train_open(run->model, NULL, &run->train);
+    if (status == WB_OK && run->plant > 0)
+        status = scatter_weights(run->model, run->device, run->ref->config.n_layers / 2, 1, run->plant);
     if (status == WB_OK) {
         run->verdict = EXIT_DIFFERENT;
         status = run_checks(run);
@@ -982,10 +1110,14 @@ static bool ids_are_compared(int check) {
 static int report(const reference *ref, const rank_run *runs, int n_ranks) {
     outcome all[N_CHECKS] = {0};
     int64_t n_tensors = 0, n_expected = 0;
-    double loss = 0;
+    double loss = 0, bounds[N_CHECKS] = {0};
+    bool derived = false, no_limit = false;
     int verdict = EXIT_PASS;
     for (int r = 0; r < n_ranks; r++) {
         for (int i = 0; i < N_CHECKS; i++) {
+            bounds[i] = fmax(bounds[i], runs[r].bounds[i]);
+            derived |= bounds[i] > ref->bounds[i];
+            no_limit |= runs[r].has_no_limit;
             const outcome *o = &runs[r].outcomes[i];
             all[i].compared += o->compared;
             all[i].error = ids_are_compared(i) ? all[i].error + o->error : fmax(all[i].error, o->error);
@@ -1003,19 +1135,31 @@ static int report(const reference *ref, const rank_run *runs, int n_ranks) {
         if (i >= MTP_LOGITS && !ref->mtp_logits) continue;
         /* In bf16 the engine goes on by itself, and no token is the reference's. */
         const bool compared = all[i].compared > 0 || (i == GREEDY_IDS && ref->dtype != WB_F32);
-        bool ok = compared && all[i].error <= ref->bounds[i];
+        const bool is_exact = i == GREEDY_ROUTES || i == ENGINE_LOGPROBS;
+        bool ok = compared && (all[i].error <= bounds[i] || (no_limit && !is_exact));
         if (i == GRADIENTS) ok = ok && n_tensors == n_expected;
         printf("%-16s %10" PRId64 " %12.3g %10.3g %-10s %s\n", checks[i].name, all[i].compared, all[i].error,
-               ref->bounds[i], checks[i].unit, ok ? "PASS" : "FAIL");
+               bounds[i], checks[i].unit,
+               !ok                     ? "FAIL"
+               : no_limit && !is_exact ? "NO LIMIT"
+                                       : "PASS");
         if (!ok) verdict = EXIT_DIFFERENT;
     }
     printf("tensors with a gradient compared: %" PRId64 " of %" PRId64 "; %zu listed without one\n",
            n_tensors, n_expected, json_array_size(json_object_get(ref->meta, "params_without_grad")));
-    return verdict;
+    if (no_limit)
+        printf("bf16 has no limit here: one more rounding of each weight changes a result by more than twice "
+               "of it\n");
+    if (derived)
+        printf(
+            "limits above %g: %d times what one more rounding of each weight changes, the most of %d runs\n",
+            LEAST_BOUND, NOISE_FACTOR, NOISE_RUNS);
+    return verdict == EXIT_PASS && no_limit ? EXIT_NO_LIMIT : verdict;
 }
 
 int main(int argc, char **argv) {
     int n_ranks = 1;
+    double plant = 0;
     const char *dir = NULL, *save_dir = NULL, *device = "cpu", *dtype = "f32";
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
@@ -1030,6 +1174,8 @@ int main(int argc, char **argv) {
             dtype = argv[++i];
         } else if (strcmp(argv[i], "--save") == 0 && i + 1 < argc) {
             save_dir = argv[++i];
+        } else if (strcmp(argv[i], "--plant") == 0 && i + 1 < argc) {
+            plant = atof(argv[++i]);
         } else if (argv[i][0] != '-' && !dir) {
             dir = argv[i];
         } else {
@@ -1052,6 +1198,7 @@ int main(int argc, char **argv) {
     for (int r = 0; r < n_ranks; r++) {
         runs[r].ref = &ref;
         runs[r].save_dir = save_dir;
+        runs[r].plant = plant;
         runs[r].cuda = cuda;
         runs[r].comm = comms[r];
         if (pthread_create(&threads[r], NULL, run_rank, &runs[r]) != 0) die("no thread for rank %d", r);

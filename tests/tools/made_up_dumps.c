@@ -5,7 +5,8 @@
  *
  * B has most of A's records and some of its own; rows with their choices in another order, with another
  * expert, missing rows; another token, or fewer; other log-probabilities and weight versions. An even seed
- * makes ids of 8 bits, an odd one of 16; records of a group share their prompts. */
+ * makes ids of 8 bits, an odd one of 16; one that 3 divides a model with indexers. Records of a group share
+ * their prompts. */
 #include "formats/dump_fixture.h"
 #include "support/usage.h"
 
@@ -73,6 +74,22 @@ static void change_rows(made_up *m, fixture_record *r) {
     }
 }
 
+/* What indexers chose: in A of all rows but in some records; in B the same, or other choices, or of fewer
+ * rows. */
+static void index_record(made_up *m, fixture_record *r, uint32_t i) {
+    free(r->counts);
+    free(r->ends);
+    free(r->positions);
+    fixture_record_index(r, &m->f.model, &m->rng, i % 4);
+    if (i % 11 == 9) r->record.indexer = NULL;
+}
+
+static void change_index(made_up *m, fixture_record *r, uint32_t i) {
+    if (i % 3 == 1) index_record(m, r, i + 1);
+    if (i % 6 == 4) index_record(m, r, i); /* of a record that ended earlier */
+    if (i % 5 == 3) r->indexer.rows--;
+}
+
 /* What B has in place of A's record. */
 static void change(made_up *m, fixture_record *r, uint32_t i) {
     wb_record *record = &r->record;
@@ -110,8 +127,10 @@ static void write_record(made_up *m, uint32_t i) {
     r.record.sample = i % 4;
     r.record.n_spans = 2;
     if (i % 2) fixture_record_sample(&r, &m->rng, false);
+    if (m->f.model.n_indexer_layers > 0) index_record(m, &r, i);
     if (i % 8 != 5) require(wb_dump_append(m->a, &r.record));
     change(m, &r, i);
+    if (m->f.model.n_indexer_layers > 0) change_index(m, &r, i);
     if (i % 8 != 7) require(wb_dump_append(m->b, &r.record));
     fixture_record_free(&r);
 }
@@ -124,6 +143,7 @@ int main(int argc, char **argv) {
     char path[4096];
     wb_dump_options options = wb_dump_options_default();
     fixture_model_init(&m.f, L, seed % 2 ? 300 : 24, K);
+    if (seed % 3 == 0) fixture_model_index(&m.f, 6);
     snprintf(path, sizeof path, "%s/a.wbr", argv[1]);
     require(wb_dump_create(path, &m.f.model, NULL, &m.a));
     snprintf(path, sizeof path, "%s/b.wbr", argv[1]);

@@ -21,19 +21,32 @@ import sys
 import msgpack
 import numpy as np
 
-# E experts, K choices, all hidden layers, those with experts
+# E experts, K choices, all hidden layers, those with experts; layers with an indexer and how much each chooses; the K of each
+# layer with experts, where they differ, which no config.json says
 MODELS = {
     "narrow": {"E": 8, "K": 2, "hidden": 4, "moe": [1, 2, 3]},
     "wide": {"E": 300, "K": 3, "hidden": 2, "moe": [0, 1]},
     "single": {"E": 8, "K": 1, "hidden": 3, "moe": [0, 1, 2]},
+    "indexed": {"E": 8, "K": 2, "hidden": 4, "moe": [0, 1, 2, 3], "indexer": {"layers": [1, 3], "k": 3}},
+    "differing": {"E": 8, "K": 3, "hidden": 4, "moe": [1, 2, 3], "layer_K": [3, 1, 2]},
 }
 OUT = sys.argv[1] if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else sys.exit(__doc__)
-RNG = random.Random(35)
+RNG, LATER = random.Random(35), random.Random(16)
 TRUTH, GOOD, BAD = [], [], []
 
 
 # ---- models and what really happened ---------------------------------------------------------------------------------
 def config(m):
+    if "indexer" in m:
+        sparse = m["indexer"]["layers"]
+        return {
+            "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "head_dim": 8, "hidden_size": 16,
+            "compress_ratios": [4 if l in sparse else 0 for l in range(m["hidden"])], "index_topk": m["indexer"]["k"],
+            "index_head_dim": 4, "index_n_heads": 2, "max_position_embeddings": 512, "moe_intermediate_size": 4,
+            "n_routed_experts": m["E"], "n_shared_experts": 1, "num_attention_heads": 4, "num_experts_per_tok": m["K"],
+            "num_hash_layers": 0, "num_hidden_layers": m["hidden"], "num_key_value_heads": 1, "o_groups": 2,
+            "o_lora_rank": 3, "partial_rotary_factor": 0.5, "q_lora_rank": 5, "qk_rope_head_dim": 4, "vocab_size": 128,
+        }
     dense = [l for l in range(m["hidden"]) if l not in m["moe"]]
     return {
         "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False,
@@ -45,19 +58,26 @@ def config(m):
     }
 
 
-def request(model, prompt, new):
+def request(model, prompt, new, rng=RNG):
     """A request of `prompt` + `new` tokens, number len(TRUTH)."""
     m, n = MODELS[model], prompt + new
-    tokens = RNG.sample(range(1, 128), n)
-    rows = [[RNG.sample(range(m["E"]), m["K"]) for _ in m["moe"]] for _ in range(n - 1)]
-    masks = [sorted({t} | set(RNG.sample(range(128), RNG.randrange(3)))) for t in tokens[prompt:]]
+    tokens = rng.sample(range(1, 128), n)
+    layer_K = m.get("layer_K", [m["K"]] * len(m["moe"]))
+    rows = [[rng.sample(range(m["E"]), K) for K in layer_K] for _ in range(n - 1)]
+    masks = [sorted({t} | set(rng.sample(range(128), rng.randrange(3)))) for t in tokens[prompt:]]
     TRUTH.append({"model": model, "prompt_len": prompt, "tokens": tokens, "rows": rows,
-                  "logprobs": [-RNG.randrange(1, 800) / 128 for _ in range(new)], "masks": masks})
+                  "logprobs": [-rng.randrange(1, 800) / 128 for _ in range(new)], "masks": masks})
+    if "indexer" in m:
+        # Up to k positions of what the token may look at, itself among it, ascending: [row][layer].
+        most = m["indexer"]["k"]
+        TRUTH[-1]["indexer"] = [[sorted(rng.sample(range(p + 1), rng.randint(0, min(most, p + 1)))) for _ in m["indexer"]["layers"]]
+                                for p in range(n - 1)]
     return len(TRUTH) - 1
 
 
 A, B = request("narrow", 4, 3), request("narrow", 2, 5)
 W, S = request("wide", 3, 4), request("single", 6, 6)
+I, J, D = request("indexed", 4, 4, LATER), request("indexed", 2, 6, LATER), request("differing", 3, 5, LATER)
 
 
 def prompt(i):
@@ -71,12 +91,26 @@ def new(i):
 def rows(i, start=0, hidden=True, dtype=np.int32, fill=0):
     """[n - 1 - start, all hidden or the MoE layers, K]"""
     t, m = TRUTH[i], MODELS[TRUTH[i]["model"]]
-    moe = np.array(t["rows"], dtype=dtype).reshape(len(t["rows"]), len(m["moe"]), m["K"])
+    filled = [[choices + [-1] * (m["K"] - len(choices)) for choices in row] for row in t["rows"]]
+    moe = np.array(filled, dtype=dtype).reshape(len(t["rows"]), len(m["moe"]), m["K"])
     if not hidden:
         return moe[start:]
     every = np.full((moe.shape[0], m["hidden"], m["K"]), fill, dtype=dtype)
     every[:, m["moe"], :] = moe
     return every[start:]
+
+
+def indexed(i, start=0, every_layer=False, turned=False):
+    """[n - 1 - start, layers with an indexer or all hidden ones, k], -1 behind the last position; turned: positions descend."""
+    m = MODELS[TRUTH[i]["model"]]
+    k, layers = m["indexer"]["k"], m["indexer"]["layers"]
+    lists = [[(c[::-1] if turned else c) + [-1] * (k - len(c)) for c in row] for row in TRUTH[i]["indexer"]]
+    a = np.array(lists, dtype=np.int32).reshape(len(lists), len(layers), k)[start:]
+    if not every_layer:
+        return a
+    every = np.full((a.shape[0], m["hidden"], k), 99, dtype=np.int32)
+    every[:, layers, :] = a
+    return every
 
 
 def padded(a, before=0, after=0, fill=0):
@@ -111,7 +145,7 @@ def write(name, content):
 def expected(truth, rid, **more):
     """What a record of a request has to say; start: of its rows, missing: positions without one."""
     return {"truth": truth, "rid": rid, "start": 0, "missing": [], "finish": "none", "logprobs": False, "mask": False,
-            "version": None, "routes": True, **more}
+            "version": None, "routes": True, "indexer": False, **more}
 
 
 def good(layout, what, content, *records, extension="jsonl"):
@@ -232,6 +266,81 @@ def make_sglang():
     bad("sglang", "second_choice", lines(two), "NOT_FOUND", "request chat-1-1: expected routes of this choice", good_read=1)
     bad("sglang", "page", b"<html>502 Bad Gateway</html>\n", "CORRUPT", 'a file that begins with "<html>502 Bad Gateway</"', extension="txt")
     bad("sglang", "cut_list", json.dumps([sglang(A), sglang(B)]).encode()[:-30], "CORRUPT", "line 1: JSON", extension="json")
+
+
+# ---- what indexers chose -------------------------------------------------------------------------------------------------
+def sglang_indexed(i, topk=None, layers=2, routes=None, **meta):
+    topk = indexed(i) if topk is None else topk
+    return sglang(i, routes, indexer_topk=b64(topk) if isinstance(topk, np.ndarray) else topk, indexer_topk_num_layers=layers, **meta)
+
+
+def make_indexers():
+    both = [expected(i, f"sg-{i}", finish="stop", indexer=True) for i in (I, J)]
+    good("sglang", "indexer", lines(sglang_indexed(I), sglang_indexed(J)), *[dict(e) for e in both])
+    good("sglang", "indexer_all_layers", lines(sglang_indexed(I, indexed(I, every_layer=True), 4), sglang_indexed(J)), *[dict(e) for e in both])
+    good("sglang", "indexer_descending", lines(sglang_indexed(I, indexed(I, turned=True))), dict(both[0]))
+    good("sglang", "indexer_start", lines(sglang_indexed(I, indexed(I, 3), routes=rows(I, 3), routed_experts_start_len=3)),
+         dict(both[0], start=3))
+    good("sglang", "indexer_lists", lines(sglang_indexed(I, indexed(I).tolist())), dict(both[0]))
+    good("sglang", "indexer_of_one_request", lines(sglang_indexed(I), sglang(J)), dict(both[0]), expected(J, f"sg-{J}", finish="stop"))
+    archive = io.BytesIO()
+    np.savez(archive, tokens_0=np.array(TRUTH[I]["tokens"]), response_length_0=len(new(I)), rollout_routed_experts_0=rows(I),
+             rollout_indexer_topk_0=indexed(I), tokens_1=np.array(TRUTH[J]["tokens"]), response_length_1=len(new(J)),
+             rollout_routed_experts_1=rows(J))
+    good("slime", "indexer", archive.getvalue(), expected(I, "request-0", indexer=True), expected(J, "request-1"), extension="npz")
+
+    def wrong(what, status, message, topk=None, **more):
+        bad("sglang", f"indexer_{what}", lines(sglang_indexed(I, topk, **more), sglang_indexed(J)), status, f"request sg-{I}: {message}",
+            model="indexed", good_read=1)
+    wrong("layers", "MISMATCH", "indexer_topk_num_layers: expected 4 hidden layers, 2 that use an indexer or 2 that have one, found 3", layers=3)
+    wrong("rows", "MISMATCH", "indexer_topk: expected integers of 7 rows, 2 layers", padded(indexed(I), after=1)[:, :, :1].reshape(-1)[:15])
+    wrong("wide", "MISMATCH", "indexer_topk: expected integers of 7 rows, 2 layers and up to 3 positions, found 56 elements",
+          np.repeat(indexed(I)[:, :, :1], 4, axis=2))
+    for what, value in (("future", 6), ("negative", -2), ("huge", 2**31 - 1)):
+        one = indexed(I)
+        one[5, 1] = [value, -1, -1]
+        wrong(what, "INVALID_ARGUMENT", f"indexer_topk: position 5: expected -1..5, found {value}", one)
+    one = indexed(I)
+    one[4, 0] = [2, 3, 2]
+    wrong("twice", "INVALID_ARGUMENT", "indexer_topk: position 4: 2 is chosen twice", one)
+    wrong("reals", "CORRUPT", "indexer_topk: lists: expected integers of 32 bits, found a number", (indexed(I) + 0.5).tolist())
+    wrong("not_base64", "CORRUPT", "indexer_topk", "AA*A")
+    wrong("odd_bytes", "CORRUPT", "indexer_topk", b64(indexed(I).tobytes()[:-1]))
+
+
+# ---- layers that differ in K -----------------------------------------------------------------------------------------------
+def make_differing():
+    filled = rows(D)
+    one = expected(D, f"r{D}")
+    good("sglang", "differing", lines(sglang(D)), expected(D, f"sg-{D}", finish="stop"))
+    good("sglang", "differing_moe_layers", lines(sglang(D, rows(D, hidden=False))), expected(D, f"sg-{D}", finish="stop"))
+    missing = rows(D)
+    missing[2] = -1
+    good("nemo-rl", "differing", lines(beside(D, routed_experts=nrlre1(missing.astype(np.int8)))), dict(one, missing=[2]))
+    good("slime", "differing", lines(beside(D, rollout_routed_experts=filled.tolist())), dict(one))
+    good("trtllm", "differing", lines(beside(D, routed_experts=b64(rows(D, hidden=False, dtype=np.int16)))), dict(one))
+    good("dynamo", "differing", lines(beside(D, routed_experts=b64(filled))), dict(one))
+    # verl: a row of zeros is missing, that of position 3 here.
+    zeros = rows(D)
+    zeros[3] = 0
+    batch = io.BytesIO()
+    np.savez(batch, input_ids=np.array([TRUTH[D]["tokens"]]), attention_mask=np.ones((1, len(TRUTH[D]["tokens"])), np.int64),
+             prompts=np.array([prompt(D)]), responses=np.array([new(D)]), routed_experts=padded(zeros, after=1)[None])
+    good("verl", "differing", batch.getvalue(), dict(one, rid="request-0", missing=[3]), extension="npz")
+    unfilled = rows(D)
+    unfilled[4, 2, 2] = 5
+    behind = "position 4, MoE layer 1 (model layer 2): expected -1 behind its 1 choices, found 5"
+    bad("sglang", "differing_unfilled", lines(sglang(D, unfilled)), "INVALID_ARGUMENT", behind, model="differing")
+    unfilled[4, 2, 2] = 0
+    bad("slime", "differing_zero", lines(beside(D, rollout_routed_experts=unfilled.tolist())), "INVALID_ARGUMENT", "behind its 1 choices, found 0", model="differing")
+    short = rows(D)
+    short[1, 1, 2] = -1
+    bad("sglang", "differing_short", lines(sglang(D, short)), "INVALID_ARGUMENT", "position 1: expected a row that is there or all -1", model="differing")
+    empty = rows(D)
+    empty[:, 3, :2] = 0
+    bad("sglang", "differing_zeros", lines(sglang(D, empty)), "INVALID_ARGUMENT", "MoE layer 2 (model layer 3) is zero in all 7 rows", model="differing")
+    unsigned = np.where(filled < 0, 0, filled).astype(np.uint8)
+    bad("vllm", "differing", lines(vllm(choice(D, unsigned), of=D)), "UNSUPPORTED", "MoE layer 1 (model layer 2) has 1 choices and others up to 3", model="differing")
 
 
 # ---- vLLM ------------------------------------------------------------------------------------------------------------
@@ -380,6 +489,8 @@ def make_slime():
     good("slime", "lists", lines(sample(B, rows(B).tolist(), status="truncated")), expected(B, f"r{B}", **dict(done, finish="length")))
     good("slime", "msgpack", msgpack.packb(sample(A, rows(A).tobytes())) + msgpack.packb(sample(B, {"data": rows(B).tobytes(), "shape": [6, 4, 2], "dtype": "<i4"})),
          expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
+    good("slime", "samples", msgpack.packb({"rollout_id": 0, "samples": [sample(A, rows(A).tobytes()), sample(B, b64(rows(B)))]}),
+         expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
     out = io.BytesIO()
     np.savez(out, tokens=np.array(TRUTH[A]["tokens"], np.int64), response_length=np.int64(3), rollout_routed_experts=rows(A),
              rollout_log_probs=np.array(TRUTH[A]["logprobs"], np.float32))
@@ -462,6 +573,14 @@ def make_verl():
     good("verl", "start", lines(dict(one, rid="x", routed_experts_start_len=2)), expected(B, "x", logprobs=True, start=2))
     no_responses = {k: v for k, v in one.items() if k not in ("responses", "prompts")}
     good("verl", "response_mask", lines(dict(no_responses, rid="x")), expected(B, "x", logprobs=True))
+    halves = {k: v for k, v in one.items() if k != "input_ids"}
+    good("verl", "prompts_and_responses", lines(dict(halves, rid="x")), expected(B, "x", logprobs=True))
+    named_alike = dict(prompt_token_ids=one["prompts"], token_ids=one["responses"], **{k: v for k, v in halves.items() if k not in ("prompts", "responses")})
+    good("verl", "padded_halves", lines(dict(named_alike, rid="x")), expected(B, "x", logprobs=True))
+    bad("verl", "prompts_alone", lines({k: v for k, v in halves.items() if k != "responses"}), "NOT_FOUND", "expected input_ids, or prompts and responses")
+    listed = {k: v.tolist() for k, v in batch.items()}
+    good("verl", "batch_of_lists", json.dumps(dict(listed, uid=[7, 7], rid=["x", "y"])).encode(), dict(both[0], rid="x", group=7),
+         dict(both[1], rid="y", group=7, sample=1), extension="json")
     agent = {"rid": "x", "prompt_ids": prompt(A), "response_ids": new(A), "response_logprobs": TRUTH[A]["logprobs"], "response_mask": [1] * 3,
              "routed_experts": padded(rows(A), after=1).tolist()}
     good("verl", "agent_loop", lines(agent), expected(A, "x", logprobs=True))
@@ -547,9 +666,12 @@ def make_dynamo():
 
 def main():
     for name, m in MODELS.items():
+        if "layer_K" in m:
+            continue
         os.makedirs(os.path.join(OUT, name), exist_ok=True)
         write(f"{name}/config.json", json.dumps(config(m), indent=1).encode() + b"\n")
-    for make in (make_sglang, make_vllm, make_nemo_rl, make_slime, make_verl, make_trtllm, make_prime_rl, make_megatron, make_dynamo):
+    for make in (make_sglang, make_vllm, make_nemo_rl, make_slime, make_verl, make_trtllm, make_prime_rl, make_megatron, make_dynamo, make_indexers,
+                 make_differing):
         make()
     write("manifest.json", json.dumps({"models": MODELS, "truth": TRUTH, "good": GOOD, "bad": BAD}, indent=None).replace("}, {", "},\n {").encode() + b"\n")
 

@@ -289,12 +289,14 @@ def fp8_blocks(weight, block):
 
 
 def in_fp8(name, weight):
-    return weight.dim() >= 2 and "_proj" in name
+    """Not what DeepSeek-V4's compressors and indexers are made of, but the query of an indexer, which it is for."""
+    others = (".compressor.kv_proj.", ".compressor.gate_proj.", ".indexer.kv_proj.", ".indexer.gate_proj.", ".weights_proj.")
+    return weight.dim() >= 2 and "_proj" in name and not any(part in name for part in others)
 
 
-def round_to_fp8(model, block):
+def round_to_fp8(model, block, also=lambda name: True):
     for name, param in model.named_parameters():
-        if not in_fp8(name, param):
+        if not (in_fp8(name, param) and also(name)):
             continue
         for matrix in param.data.view(-1, *param.shape[-2:]):
             halves = matrix.chunk(2) if "gate_up" in name else [matrix]
@@ -303,11 +305,22 @@ def round_to_fp8(model, block):
                 half.copy_(packed.float() * wide)
 
 
+def round_to_fp4(model):
+    """Experts whose rows are outputs."""
+    for name, param in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            codes, _, scale = mxfp4_groups(param.data)
+            param.data = (torch.cat([FP4, -FP4])[codes] * scale).flatten(-2).contiguous()
+
+
 def round_weights(args, module):
     for tensor in module.state_dict().values():  # what a checkpoint of that dtype holds; the rotary frequencies stay as they are
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(getattr(torch, args.dtype)))
-    if args.fp8:
+    if args.released:
+        round_to_fp4(module)
+        round_to_fp8(module, args.released, lambda name: ".experts." not in name)
+    elif args.fp8:
         round_to_fp8(module, args.fp8)
 
 
@@ -339,6 +352,48 @@ def pack(args, tensors):
         else:
             packed[name] = tensor
     return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+# What save_pretrained calls otherwise than DeepSeek-V4 is released.
+RELEASED = {"model.embed_tokens.weight": "embed.weight", "model.hc_head.hc_fn": "hc_head_fn", "model.hc_head.hc_base": "hc_head_base",
+            "model.hc_head.hc_scale": "hc_head_scale"}
+FP8_OF_RELEASE = ("wq_a.weight", "wq_b.weight", "wkv.weight", "wo_a.weight", "wo_b.weight")
+F32_OF_RELEASE = ("hc_", ".ape", ".attn_sink", ".gate.bias")
+
+
+def pack_release(block, tensors):
+    """DeepSeek-V4: attention and the shared expert in FP8, routed experts in FP4, exponents of a power of two for each block or 32 of a
+    row, all beside the weights as "scale"; what weighs little in f32, the rest in bf16."""
+    packed = {}
+    for name, tensor in tensors.items():
+        name = RELEASED.get(name, name.removeprefix("model.")).replace(".attn.norm.", ".attn.kv_norm.")
+        scale = name.removesuffix("weight") + "scale"
+        if ".ffn.experts." in name:
+            codes, exponents, _ = mxfp4_groups(tensor.float())
+            codes = codes.flatten(-2)
+            packed[name] = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8).view(torch.int8)
+            packed[scale] = (exponents + 127).to(torch.uint8).view(torch.float8_e8m0fnu)
+        elif ".shared_experts." in name or (name.endswith(FP8_OF_RELEASE) and ".compressor." not in name):
+            packed[name], scales, _ = fp8_blocks(tensor.float(), block)
+            packed[scale] = scales.to(torch.float8_e8m0fnu)
+        elif not tensor.is_floating_point():
+            packed[name] = tensor
+        else:
+            packed[name] = tensor.to(torch.float32 if any(part in name for part in F32_OF_RELEASE) else torch.bfloat16)
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def release(args):
+    """The checkpoint in args.out, which has one file."""
+    path, config_path = os.path.join(args.out, "model.safetensors"), os.path.join(args.out, "config.json")
+    save_file(pack_release(args.released, load_file(path)), path, metadata={"format": "pt"})
+    with open(config_path) as file:
+        config = json.load(file)
+    config["expert_dtype"] = "fp4"
+    config["quantization_config"] = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", scale_fmt="ue8m0",
+                                         weight_block_size=[args.released, args.released])
+    with open(config_path, "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
 
 
 def quantize(args):
@@ -566,6 +621,8 @@ def save(args, model, ref, meta, mtp):
         nest(out, args.family)
     if args.fp8 or args.mxfp4:
         quantize(args)
+    if args.released:
+        release(args)
     if args.old_config:
         respell_config(out)
     save_file({name: tensor.contiguous() for name, tensor in ref.items()}, os.path.join(out, "ref.safetensors"))
@@ -593,6 +650,7 @@ def read_args():
     parser.add_argument("--old-config", action="store_true", help="config.json as transformers 4 wrote it")
     parser.add_argument("--fp8", type=int, metavar="BLOCK", help="projections in FP8, BLOCK x BLOCK elements a scale")
     parser.add_argument("--mxfp4", action="store_true", help="gpt_oss: experts in MXFP4")
+    parser.add_argument("--released", type=int, metavar="BLOCK", help="deepseek_v4 as it is released: FP8, BLOCK x BLOCK a scale, and FP4")
     parser.add_argument("--mtp", type=int, default=0, metavar="N", help="layers for multi-token prediction behind the others (0)")
     args = parser.parse_args()
     if args.length < PROMPT:

@@ -36,7 +36,8 @@ bool wb_hopper_attention_takes(const wb_device *dev, const wb_attention *args, w
 }
 
 wb_status wb_hopper_attention_forward(wb_device *dev, const wb_attention *args, wb_rows out) {
-    const bool singles = can_be_single(args), all = singles && args->T <= ALL_SINGLE;
+    const bool singles = can_be_single(args);
+    const bool all = singles && (args->T <= ALL_SINGLE || args->one_a_sequence);
     WB_TRY(wb_cuda_use(dev, "attention_forward"));
     if (singles) WB_TRY(wb_hopper_attend_singles(dev, *args, out, all));
     return all ? WB_OK : wb_hopper_attend_tiles(dev, *args, out, singles);

@@ -53,13 +53,11 @@ template <int D> wb_status launch_tiles(wb_device *dev, const tile_call &call) {
     WB_TRY(wb_cuda_check(
         cudaFuncSetAttribute(attend_tiles<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), op));
     cudaLaunchConfig_t config = {};
-    cudaLaunchAttribute early[1];
-    early[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early[0].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute early = early_begin();
     config.gridDim = dim3(blocks), config.blockDim = dim3(3 * GROUP_THREADS);
     config.dynamicSmemBytes = static_cast<size_t>(bytes);
     config.stream = static_cast<cudaStream_t>(dev->stream);
-    config.attrs = early, config.numAttrs = call.skips_singles ? 1 : 0;
+    config.attrs = &early, config.numAttrs = call.skips_singles ? 1 : 0;
     return wb_cuda_check(cudaLaunchKernelEx(&config, attend_tiles<D>, map_q, map_k, map_v, call), op);
 }
 

@@ -173,17 +173,24 @@ template <class S> ASM_INLINE void fold_in(single_state<S> &w, bool first) {
     }
 }
 
-/* Splits [from, end) of an item. Returns whether its parts are left to be folded by this block of threads. */
+/* Split `number` of an item. */
+ASM_INLINE split split_of(const single_call &call, const item &i, int32_t kv, int32_t number) {
+    const int32_t keys = call.args.pos[i.token] + 1, begin = attention_first_key(&call.args, keys - 1);
+    const int32_t first = (begin / SPLIT_KEYS + number) * SPLIT_KEYS;
+    return {call.args.seq[i.token], kv, first, max(begin - first, 0),
+            min(keys - first, static_cast<int32_t>(SPLIT_KEYS))};
+}
+
+/* Splits [from, end) of an item; begun: the first one's tiles are on their way. Returns whether its parts are
+ * left to be folded by this block of threads. */
 template <class S>
 ASM_INLINE bool attend_item(const single_call &call, const single_memory<S> &shared, const item &i,
-                            int32_t from, int32_t end, float factor, single_state<S> &w) {
+                            int32_t from, int32_t end, bool begun, float factor, single_state<S> &w) {
     const item_heads heads = find_heads<S>(call.args, i);
-    const int32_t keys = call.args.pos[i.token] + 1, begin = attention_first_key(&call.args, keys - 1);
     load_queries<S>(call.args, heads.first, heads.n, w);
     for (int32_t number = from; number < end; number++) {
-        const int32_t first = (begin / SPLIT_KEYS + number) * SPLIT_KEYS;
-        const split s = {call.args.seq[i.token], heads.kv, first, max(begin - first, 0),
-                         min(keys - first, static_cast<int32_t>(SPLIT_KEYS))};
+        const split s = split_of(call, i, heads.kv, number);
+        if (number > from || !begun) begin_keys<S>(call.args, shared, s);
         attend_split<S>(call.args, shared, s, factor, w);
         if (from == 0)
             fold_in<S>(w, number == 0);
@@ -215,28 +222,42 @@ template <class S> ASM_INLINE void clear_padding(const single_call &call) {
     }
 }
 
+/* Asks for the first keys of a block of threads before the kernel before this one has ended, if that one
+ * writes none of them (wb_attention): they stand before a token that is the only one of its sequence. */
+template <class S>
+ASM_INLINE bool begin_early(const single_call &call, const single_memory<S> &shared, const item &i,
+                            int32_t number) {
+    if (call.all && !call.args.one_a_sequence) return false;
+    const split s = split_of(call, i, find_heads<S>(call.args, i).kv, number);
+    if (begun_keys_end<S>(s) > call.args.pos[i.token]) return false;
+    begin_keys<S>(call.args, shared, s);
+    return true;
+}
+
 template <class S>
 __global__ void __launch_bounds__(S::THREADS) attend_singles(const __grid_constant__ single_call call) {
     extern __shared__ __align__(128) uint8_t bytes[];
     const single_memory<S> shared = {bytes};
-    let_next_begin();
     const line all = make_line<S::THREADS>(call, shared.before(), shared.of_warp());
     const int32_t share = all.share(blockIdx.x), end = all.share(blockIdx.x + 1);
     const float factor = score_factor(call.args);
+    item i = share < end ? all.find_item(share) : item{}, to_fold = {};
+    int32_t from = share < end ? all.split_from(i, share) : 0;
+    int32_t splits_end = share < end ? all.splits_end(i, blockIdx.x) : 0;
+    /* Of the first item it may be that no split begins here, or that it is another's as a whole. */
+    bool has_splits = from < splits_end && !(all.whole && from > 0), folds = false;
+    bool begun = has_splits && begin_early<S>(call, shared, i, from);
+    wait_for_kernels_before();
+    let_next_begin();
     clear_padding<S>(call);
     if (share >= end) return;
     single_state<S> w;
-    item i = all.find_item(share), to_fold = {};
-    int32_t from = all.split_from(i, share);
-    bool folds = false;
-    for (;; from = 0) {
-        const int32_t splits_end = all.splits_end(i, blockIdx.x);
-        /* Of the first item it may be that no split begins here, or that it is another's as a whole. */
-        if (from < splits_end && !(all.whole && from > 0)) {
-            if (attend_item<S>(call, shared, i, from, splits_end, factor, w)) folds = true, to_fold = i;
-        }
+    for (;;) {
+        if (has_splits && attend_item<S>(call, shared, i, from, splits_end, begun, factor, w))
+            folds = true, to_fold = i;
         i = all.next_item(i);
         if (i.base >= end) break;
+        from = 0, splits_end = all.splits_end(i, blockIdx.x), has_splits = splits_end > 0, begun = false;
     }
     if (folds) fold_item<S>(call, shared, all, to_fold);
 }

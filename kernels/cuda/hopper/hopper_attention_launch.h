@@ -5,6 +5,15 @@
 
 #include "cuda/cuda_device.h"
 
+/* Of a launch that may begin when the kernel before it in the stream lets it, or has ended but for what a
+ * launch costs (hopper_ptx.h: let_next_begin, wait_for_kernels_before). */
+inline cudaLaunchAttribute early_begin() {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    return early;
+}
+
 /* Tiles of adjacent tokens; with skips_singles without tokens that are the only ones of their sequence. */
 wb_status wb_hopper_attend_tiles(wb_device *dev, const wb_attention &args, wb_rows out, bool skips_singles);
 

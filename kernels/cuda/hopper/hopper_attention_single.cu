@@ -38,8 +38,12 @@ template <class S> wb_status launch(wb_device *dev, single_call call, unsigned b
     WB_TRY(wb_cuda_check(cudaFuncSetAttribute(attend_singles<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               static_cast<int>(S::bytes(WB_MAX_SINGLES))),
                          op));
-    attend_singles<S><<<blocks, S::THREADS, bytes, static_cast<cudaStream_t>(dev->stream)>>>(call);
-    return wb_cuda_check(cudaGetLastError(), op);
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute early = early_begin();
+    config.gridDim = dim3(blocks), config.blockDim = dim3(S::THREADS), config.dynamicSmemBytes = bytes;
+    config.stream = static_cast<cudaStream_t>(dev->stream);
+    config.attrs = &early, config.numAttrs = 1;
+    return wb_cuda_check(cudaLaunchKernelEx(&config, attend_singles<S>, call), op);
 }
 
 /* Few items: blocks of threads that have a multiprocessor for themselves, with twice as many tiles on their

@@ -319,13 +319,23 @@ template <class S> ASM_INLINE void end_split(const single_memory<S> &shared, sin
         w.row[i / 2][i % 2].sum = shared.sums()[i / 2 * 8 + lane % 4 * 2 + i % 2];
 }
 
-/* All blocks of a split that have a key which is seen; w.row has its whole sums then. */
+/* The first tiles of a split are on their way. */
 template <class S>
-ASM_INLINE void attend_split(const wb_attention &args, const single_memory<S> &shared, const split &s,
-                             float factor, single_state<S> &w) {
+ASM_INLINE void begin_keys(const wb_attention &args, const single_memory<S> &shared, const split &s) {
     find_places<S>(args, shared, s);
     __syncthreads();
     for (int i = 0; i < S::SLOTS; i++) begin_tile<S>(args, shared, s, 2 * s.first_block() + i);
+}
+
+/* The end of the keys that begin_keys asks for, as a position. */
+template <class S> ASM_INLINE int32_t begun_keys_end(const split &s) {
+    return s.first + (s.first_block() + (S::SLOTS + 1) / 2) * BLOCK_KEYS;
+}
+
+/* All blocks of a split that have a key which is seen, behind begin_keys; w.row has its whole sums then. */
+template <class S>
+ASM_INLINE void attend_split(const wb_attention &args, const single_memory<S> &shared, const split &s,
+                             float factor, single_state<S> &w) {
     begin_split<S>(w);
     for (int block = s.first_block(); block < s.blocks(); block++) {
         float scale[S::HEAD_TILES][2];

@@ -31,6 +31,8 @@ static void declare_indexer(wb_registry *registry, int32_t l, wb_compressed_weig
     const wb_config *c = &registry->model->config;
     const wb_compressed_sizes *s = &c->compressed;
     const int32_t first = registry->n_tensors;
+    w->index_column = 0;
+    for (int32_t i = 0; i < l; i++) w->index_column += wb_config_is_sparse(c, i);
     w->index =
         declare_compressor(registry, l, "self_attn.compressor.indexer", s->index_dim, s->sparse_rate, true);
     w->index_q = wb_registry_matrix(registry, l, "self_attn.compressor.indexer.q_b_proj.weight",
@@ -105,7 +107,7 @@ static void layout_indexer(wb_compressed *a, const wb_compressed *other, const w
     const wb_model *m = a->model;
     const wb_compressed_sizes *s = &m->config.compressed;
     const int64_t T = sizes->tokens;
-    wb_place(arena, &a->listed, T, wb_compressed_top_k(&m->config), sizeof(int32_t));
+    wb_place(arena, &a->listed, T, s->index_top_k, sizeof(int32_t));
     if (other) {
         a->index = other->index;
         a->index_q = other->index_q;
@@ -193,16 +195,19 @@ static wb_rows rows_of(const wb_compressed *a, const wb_buffer *buffer) {
 }
 
 /* All that is made of x, and low's norm. */
-static wb_status project(const wb_compressed *a, const wb_compressed_weights *w, int64_t T, wb_rows x) {
+static wb_status project(const wb_compressed *a, const wb_compressed_weights *w, const wb_pass *pass,
+                         wb_rows x) {
     const wb_model *m = a->model;
     wb_device *dev = m->device;
+    const int64_t T = pass->T;
+    const bool chooses = wb_compressed_chooses(a, pass);
     wb_matmul list[8];
     int n = 0;
     list[n++] = wb_matmul_forward(T, x, wb_model_weight(m, w->q_a), rows_of(a, &a->low));
     list[n++] = wb_matmul_forward(T, x, wb_model_weight(m, w->kv), rows_of(a, &a->kv_raw));
     if (a->ratio > 0) n += wb_compressor_products(a, &a->entry, &w->entry, T, x, list + n);
-    if (a->sparse) n += wb_compressor_products(a, &a->index, &w->index, T, x, list + n);
-    if (a->sparse)
+    if (chooses) n += wb_compressor_products(a, &a->index, &w->index, T, x, list + n);
+    if (chooses)
         list[n++] =
             wb_matmul_forward(T, x, wb_model_weight(m, w->index_weights), wb_f32_rows(a->index_weights.data));
     WB_TRY(dev->matmul(dev, n, list));
@@ -236,7 +241,7 @@ static wb_status forward(void *worker, const void *weights, const wb_pass *pass,
     const wb_model *m = a->model;
     wb_device *dev = m->device;
     const wb_rows out = rows_of(a, &a->out);
-    WB_TRY(project(a, w, pass->T, x));
+    WB_TRY(project(a, w, pass, x));
     WB_TRY(queries_and_keys(a, w, pass, state));
     if (a->ratio > 0) WB_TRY(wb_compressed_entries(a, w, pass, state));
     const wb_entry_attention attention = wb_compressed_attention(a, w, pass, state);

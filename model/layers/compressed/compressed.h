@@ -9,7 +9,8 @@
  *
  * Layers are of three kinds. A window layer sees keys alone, the last `window` of them. A heavy layer sees
  * all entries besides. Of a sparse layer's entries an indexer, with heads and entries of its own, chooses
- * some for each token; no gradient comes by a choice, so that its weights have none.
+ * some for each token, unless the caller says which (wb_routing.listed); no gradient comes by a choice, so
+ * that its weights have none.
  *
  * Training goes through the same ops as inference, so that both have the same bits. */
 #ifndef WB_COMPRESSED_H
@@ -30,6 +31,7 @@ typedef struct wb_compressed_weights {
     int32_t sinks;            /* [nh] */
     wb_compressor_weights entry, index;
     int32_t index_q, index_weights; /* [heads index_dim, rank], [heads, H] */
+    int64_t index_column;           /* of the model's indexers, which this one is */
 } wb_compressed_weights;
 
 /* What a compressor makes, of width D. */
@@ -50,7 +52,7 @@ typedef struct wb_compressed {
     wb_buffer q_raw, q;        /* [T, nh d] */
     wb_buffer kv_raw, kv;      /* [T, d] */
     wb_compressor entry, index;
-    wb_buffer listed;   /* int32 [T, chosen entries] */
+    wb_buffer listed;   /* int32 [T, index_top_k], where the caller has no lists */
     wb_buffer out, mid; /* [T, nh d], rotated back; [T, groups o_rank] */
 
     /* Scratch of a forward. */
@@ -64,12 +66,16 @@ typedef struct wb_compressed {
 /* The tables of a sequence's state: a row a position; and a row an entry, its index key behind it. */
 enum { WB_COMPRESSED_KEYS, WB_COMPRESSED_ENTRIES, WB_COMPRESSED_N_TABLES };
 
-/* The entries that a token of a sparse layer has chosen for it, at most: of a model whose sequences are
- * short, all. */
-static inline int32_t wb_compressed_top_k(const wb_config *c) {
-    const int32_t most = c->max_positions / c->compressed.sparse_rate;
-    if (most < 1) return 1;
-    return c->compressed.index_top_k < most ? c->compressed.index_top_k : most;
+/* Tokens before those of the layer's indexer, where the caller has what all indexers choose. */
+static inline int64_t wb_compressed_first_list(const wb_compressed_weights *w, const wb_pass *pass) {
+    return w->index_column * pass->T;
+}
+
+/* Whether the rows of a sparse layer's indexer choose. What an earlier forward left in the caller's lists is
+ * followed by the recompute, which needs no indexer. */
+static inline bool wb_compressed_chooses(const wb_compressed *a, const wb_pass *pass) {
+    const bool listed = pass->routing && pass->routing->listed;
+    return a->sparse && !(listed && pass->recompute);
 }
 
 /* ---- rotation and norms (compressed_steps.c) --------------------------------------------------- */
@@ -106,6 +112,9 @@ static inline int64_t wb_compressed_sequence_bytes(int64_t width, int64_t index_
 }
 
 /* ---- attention and output (compressed_steps.c) ---------------------------------------------- */
+
+/* Which entries each token of a sparse layer sees, [T, index_top_k]: of the caller, or the worker's. */
+int32_t *wb_compressed_listed(const wb_compressed *a, const wb_compressed_weights *w, const wb_pass *pass);
 
 /* Attention over the keys and entries of `state`, or where there is none of the batch. */
 wb_entry_attention wb_compressed_attention(const wb_compressed *a, const wb_compressed_weights *w,

@@ -71,6 +71,16 @@ static wb_entries index_keys(const wb_compressed *a, const wb_state *state) {
     return (wb_entries){a->ratio, wb_rows_from(wb_state_rows(state, WB_COMPRESSED_ENTRIES), d), d + index};
 }
 
+/* Who chooses, and where what all would choose is wanted. */
+static void follow_routing(const wb_compressed_weights *w, const wb_pass *pass, wb_indexer *args) {
+    const wb_routing *routing = pass->routing;
+    if (!routing) return;
+    if (routing->listed_direction)
+        args->direction = routing->listed_direction + wb_compressed_first_list(w, pass);
+    if (routing->listed_native)
+        args->native = routing->listed_native + wb_compressed_first_list(w, pass) * args->top_k;
+}
+
 /* The scale of scores is left out: it is one for all, and no choice depends on it. */
 static wb_status choose_entries(const wb_compressed *a, const wb_compressed_weights *w, const wb_pass *pass,
                                 const wb_state *state) {
@@ -83,29 +93,30 @@ static wb_status choose_entries(const wb_compressed *a, const wb_compressed_weig
         wb_matmul_forward(pass->T, rows_of(a, &a->low_normed), wb_model_weight(m, w->index_q), q);
     WB_TRY(dev->matmul(dev, 1, &product));
     WB_TRY(wb_compressed_rotate(a, pass, s->index_heads, s->index_dim, 0, false, q));
-    const wb_indexer args = {.T = pass->T,
-                             .n_heads = s->index_heads,
-                             .head_dim = s->index_dim,
-                             .top_k = wb_compressed_top_k(&m->config),
-                             .q = q,
-                             .weights = a->index_weights.data,
-                             .keys = index_keys(a, state),
-                             .seq = pass->seq,
-                             .pos = pass->pos,
-                             .blocks = pass->blocks,
-                             .max_blocks = pass->max_blocks,
-                             .block_size = pass->block_size,
-                             .max_entries = positions / a->ratio,
-                             .listed = a->listed.data};
+    wb_indexer args = {.T = pass->T,
+                       .n_heads = s->index_heads,
+                       .head_dim = s->index_dim,
+                       .top_k = s->index_top_k,
+                       .q = q,
+                       .weights = a->index_weights.data,
+                       .keys = index_keys(a, state),
+                       .seq = pass->seq,
+                       .pos = pass->pos,
+                       .blocks = pass->blocks,
+                       .max_blocks = pass->max_blocks,
+                       .block_size = pass->block_size,
+                       .max_entries = positions / a->ratio,
+                       .listed = wb_compressed_listed(a, w, pass)};
+    follow_routing(w, pass, &args);
     return dev->indexer_topk(dev, &args);
 }
 
 wb_status wb_compressed_entries(const wb_compressed *a, const wb_compressed_weights *w, const wb_pass *pass,
                                 const wb_state *state) {
     WB_TRY(make_entries(a, &a->entry, &w->entry, pass, state, 0));
-    if (a->sparse)
+    if (wb_compressed_chooses(a, pass))
         WB_TRY(make_entries(a, &a->index, &w->index, pass, state,
                             wb_compress_state_bytes(a->entry.width, a->entry.overlaps)));
     if (state) WB_TRY(write_entries(a, pass, state));
-    return a->sparse ? choose_entries(a, w, pass, state) : WB_OK;
+    return wb_compressed_chooses(a, pass) ? choose_entries(a, w, pass, state) : WB_OK;
 }

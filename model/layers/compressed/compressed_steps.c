@@ -48,6 +48,12 @@ static wb_entries entries_of(const wb_compressed *a, const wb_state *state) {
     return (wb_entries){a->ratio, wb_state_rows(state, WB_COMPRESSED_ENTRIES), d + a->index.width};
 }
 
+int32_t *wb_compressed_listed(const wb_compressed *a, const wb_compressed_weights *w, const wb_pass *pass) {
+    const wb_routing *routing = pass->routing;
+    if (!routing || !routing->listed) return a->listed.data;
+    return routing->listed + wb_compressed_first_list(w, pass) * a->model->config.compressed.index_top_k;
+}
+
 wb_entry_attention wb_compressed_attention(const wb_compressed *a, const wb_compressed_weights *w,
                                            const wb_pass *pass, const wb_state *state) {
     const wb_model *m = a->model;
@@ -70,8 +76,8 @@ wb_entry_attention wb_compressed_attention(const wb_compressed *a, const wb_comp
                                         .max_blocks = pass->max_blocks,
                                         .block_size = pass->block_size},
                                 .entries = entries_of(a, state),
-                                .listed = a->sparse ? a->listed.data : NULL,
-                                .max_listed = a->sparse ? wb_compressed_top_k(c) : 0};
+                                .listed = a->sparse ? wb_compressed_listed(a, w, pass) : NULL,
+                                .max_listed = a->sparse ? c->compressed.index_top_k : 0};
 }
 
 /* ---- groups of heads ------------------------------------------------------------------------- */

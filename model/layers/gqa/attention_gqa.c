@@ -109,6 +109,7 @@ static wb_attention attention_args(const wb_gqa *g, const wb_gqa_weights *w, con
                           .blocks = pass->blocks,
                           .max_blocks = pass->max_blocks,
                           .block_size = pass->block_size,
+                          .one_a_sequence = pass->one_a_sequence,
                           .log_sums = g->log_sums.data,
                           .out = wb_activations(model, &g->attn)};
 }

@@ -179,6 +179,41 @@ out_has "1 records, 1 skipped"
 err_has "waybill: skipped: record sg-1: expected rows, found none"
 expect 0 "$waybill" convert --from verl --model "$answers/narrow" "$scratch/without" -o "$scratch/without.wbr"
 out_has "1 records, 7 tokens"
+# ---- what indexers chose: of a config.json that says which layers have one, and back where the layout has a place
+expect 0 "$waybill" convert --from sglang --model "$answers/indexed" "$answers/good_sglang_indexer.jsonl" -o "$scratch/indexed.wbr"
+err_is_empty
+expect 0 "$waybill" verify "$scratch/indexed.wbr"
+"$waybill" cat --json "$scratch/indexed.wbr" >"$scratch/indexed"
+python 'import json, sys
+manifest = json.load(open(sys.argv[1] + "/manifest.json"))
+truth = [t for t in manifest["truth"] if t["model"] == "indexed"]
+for line, t in zip(open(sys.argv[2]), truth):
+    assert json.loads(line)["indexer"] == {"start": 0, "rows": t["indexer"]}, t' "$answers" "$scratch/indexed" || fault "another choice of indexers"
+for layout in sglang slime; do
+    expect 0 "$waybill" convert --to $layout "$scratch/indexed.wbr" -o "$scratch/indexed.$layout"
+    err_is_empty
+    expect 0 "$waybill" convert --from $layout --model "$answers/indexed" "$scratch/indexed.$layout" -o "$scratch/again.wbr"
+    "$waybill" cat --json "$scratch/again.wbr" | cmp -s "$scratch/indexed" - || fault "$layout: other indexer rows after export and import"
+    rm "$scratch/again.wbr"
+done
+python 'import base64, json, struct, sys
+for line, out in zip(open(sys.argv[1]), open(sys.argv[2])):
+    rows, meta = json.loads(line)["indexer"]["rows"], json.loads(out)["meta_info"]
+    topk = struct.unpack(f"<{len(rows) * 2 * 3}i", base64.b64decode(meta["indexer_topk"]))
+    assert meta["indexer_topk_num_layers"] == 2
+    assert list(topk) == [p for row in rows for cell in row for p in cell + [-1] * (3 - len(cell))], rows' \
+    "$scratch/indexed" "$scratch/indexed.sglang" || fault "indexer_topk is not SGLang's"
+for layout in npz vllm verl; do
+    expect 0 "$waybill" convert --to $layout "$scratch/indexed.wbr" -o "$scratch/indexed.$layout"
+    err_has "waybill: what indexers chose is left out: $layout has no place for it"
+done
+# A model without indexers: it is said that its records lack them.
+sed 's/^  4/  0/' "$answers/indexed/config.json" >"$scratch/few/config.json"
+expect 0 "$waybill" convert --from sglang --model "$scratch/few" "$answers/good_sglang_indexer.jsonl" -o "$scratch/unindexed.wbr"
+err_has "waybill: what indexers chose in 2 requests is left out: by the config.json in $scratch/few the model has none"
+expect 1 "$waybill" convert --from sglang --model "$answers/indexed" "$answers/bad_sglang_indexer_future.jsonl" -o "$scratch/refused"
+err_has "indexer_topk: position 5: expected -1..5, found 6"
+
 expect 1 "$waybill" convert --to npz "$golden/bad_version_2.wbr" -o "$scratch/refused"
 [ ! -w /dev/full ] || { expect 1 "$waybill" convert --to npz "$run" -o /dev/full && err_has "/dev/full"; }
 

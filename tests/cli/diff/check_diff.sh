@@ -29,6 +29,15 @@ out_has '"first_token_difference":null,"first_difference":null'
 "$waybill" diff --json <(cat "$golden/good_u8.wbr") - <"$golden/good_u8.wbr" >"$scratch/out" 2>"$scratch/err"
 cmp -s "$scratch/wanted" "$scratch/out" || fault "a pipe and standard input: another answer"
 
+# ---- what indexers chose
+expect 0 "$waybill" diff "$golden/good_indexer.wbr" "$golden/good_indexer.wbr"
+out_has "indexers  "
+out_lacks "first other choice"
+expect 0 "$waybill" diff --json "$golden/good_indexer.wbr" "$golden/good_indexer.wbr"
+out_has '"rows_only_a":0,"rows_only_b":0,"first_difference":null,"layers":[{"layer":'
+expect 0 "$waybill" diff "$golden/good_u8.wbr" "$golden/good_u8.wbr"
+out_lacks indexers
+
 # ---- a dump of other tokens: nothing to compare, and no mean of nothing
 expect 0 "$waybill" diff --json "$golden/good_u8.wbr" "$golden/good_sampling.wbr"
 out_has '"records":{"both":3,"only_a":0,"only_b":0,"same_tokens":0}'

@@ -28,6 +28,16 @@ out_has "raw in 2 records, zstd in 1"
 expect 0 "$waybill" merge "$scratch/folder.wbr" "$scratch/parts"
 same_records "$scratch/folder.wbr"
 
+# ---- what indexers chose, and which layers have one, stay
+for file in good_indexer good_indexer_zstd; do
+    expect 0 "$waybill" split --records 1 "$golden/$file.wbr" "$scratch/$file"
+    expect 0 "$waybill" merge "$scratch/$file.wbr" "$scratch/$file"
+    records_of "$golden/$file.wbr" >"$scratch/wanted"
+    grep -q '"indexer"' "$scratch/wanted" || fault "$file says nothing of indexers"
+    same_records "$scratch/$file.wbr"
+done
+records_of "$golden/good_zstd.wbr" >"$scratch/wanted"
+
 # ---- what is there is not replaced, unless it is to be
 cp "$scratch/all.wbr" "$scratch/before.wbr"
 expect 1 "$waybill" merge "$scratch/all.wbr" "${parts[0]}"

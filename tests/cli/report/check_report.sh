@@ -93,7 +93,9 @@ look() { expect 0 python3 "$source/tests/tools/check_report.py" "$waybill" "$@";
 look "$scratch/many.html" "$good" --metrics "$scratch/many.jsonl"
 look "$scratch/unfed.html" "$golden/unfed"
 look "$scratch/odd.html" "$odd/dump" --against "$odd/dump/part-0.wbr" --metrics "$odd/metrics.jsonl"
-for dump in good_u16.wbr good_sampling.wbr files; do
+expect 0 "$waybill" report "$golden/good_indexer.wbr" --against "$golden/good_indexer.wbr" --max-ranks 4 -o "$scratch/indexer.html"
+look "$scratch/indexer.html" "$golden/good_indexer.wbr" --against "$golden/good_indexer.wbr" --max-ranks 4
+for dump in good_u16.wbr good_sampling.wbr good_indexer_zstd.wbr files; do
     expect 0 "$waybill" report "$golden/$dump" --max-ranks 4 -o "$scratch/$dump.html"
     look "$scratch/$dump.html" "$golden/$dump" --max-ranks 4
 done

@@ -62,6 +62,17 @@ expect 0 "$waybill" split --by-group "$scratch/mixed.wbr" "$scratch/unmixed"
 out_has "35 records in 10 files"
 records_of "$scratch/unmixed" | sort | cmp -s "$scratch/wanted" - || fault "split of mixed groups: other records"
 
+# ---- what indexers chose stays, also in records that are encoded anew
+mkdir "$scratch/indexed"
+expect 0 "$build/tests/made_up_dumps" "$scratch/indexed" 6
+records_of "$scratch/indexed/a.wbr" | sort >"$scratch/wanted_indexed"
+[ "$(grep -c '"indexer"' "$scratch/wanted_indexed")" -gt 20 ] || fault "a dump without indexer rows"
+for way in --bytes=1 --records=10 --by-version; do
+    expect 0 "$waybill" split $way "$scratch/indexed/a.wbr" "$scratch/indexed/$way"
+    records_of "$scratch/indexed/$way" | sort | cmp -s "$scratch/wanted_indexed" - || fault "split $way: other records"
+    expect 0 "$waybill" verify "$scratch/indexed/$way"
+done
+
 # ---- what is there stays
 mkdir "$scratch/empty" "$scratch/full"
 : >"$scratch/full/note"

@@ -32,6 +32,10 @@ out_lacks balancedness
 grep -qE '"top":\[[0-7](,[0-7]){7}\]' "$scratch/out" || fault "expected all 8 experts in the order of their counts"
 expect 0 "$waybill" stats --ranks 8 --top 1 "$golden/good_u8.wbr"
 out_has "balanced"
+expect 0 "$waybill" stats "$golden/good_indexer.wbr"
+out_has "what indexers chose, of"
+expect 0 "$waybill" stats "$golden/good_u8.wbr"
+out_lacks indexers
 for file in "$golden"/good_*.wbr; do
     expect 0 "$waybill" stats --json "$file"
     python 'import json, sys

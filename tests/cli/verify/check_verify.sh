@@ -36,7 +36,7 @@ err_has "good_u8.wbr: model name: expected deepseek_v4, found test_moe"
 expect 1 "$waybill" verify --model "$scratch/nowhere" "$golden/good_u8.wbr"
 err_has "nowhere/config.json"
 
-# A model whose hash-routed layers have tables that the engine does not read: its rows are not verified.
+# A quantized model whose weights the engine does not read, without a checkpoint: its rows are not verified.
 mkdir "$scratch/quantized"
 sed 's/^{$/{"quantization_config": {"quant_method": "gptq", "bits": 4},/' \
     "$oracles/deepseek_v4_kinds/config.json" >"$scratch/quantized/config.json"
@@ -47,7 +47,23 @@ npy=$({ printf '\x93NUMPY\x01\x00v\x00%-117s\n' "{'descr': '|u1', 'fortran_order
 echo "${rows//$'\n'/}" | sed "s|NPY|$npy|" >"$scratch/answers.jsonl"
 expect 0 "$waybill" convert --from vllm --model "$scratch/quantized" "$scratch/answers.jsonl" -o "$scratch/hash.wbr"
 expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
-err_has "expected a model that the engine runs, to compare rows of its 1 hash-routed layers with their tables"
+err_has "$scratch/quantized"
+# Its tables are not quantized: they are compared where there is a checkpoint.
+cp "$oracles"/deepseek_v4_kinds/*.safetensors "$scratch/quantized/"
+expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
+err_has "MoE layer 0 (model layer 0)"
+# A file that lacks what the engine needs says no names of tables: then it is said that nothing was compared.
+mkdir "$scratch/lacking"
+grep -v moe_intermediate_size "$scratch/quantized/config.json" >"$scratch/lacking/config.json"
+cp "$oracles"/deepseek_v4_kinds/*.safetensors "$scratch/lacking/"
+expect 0 "$waybill" convert --from vllm --model "$scratch/lacking" "$scratch/answers.jsonl" -o "$scratch/lacking.wbr"
+expect 0 "$waybill" verify --model "$scratch/lacking" "$scratch/lacking.wbr"
+out_has "NOT COMPARED: rows of 1 hash-routed layers"
+out_has "OK: 1 records"
+# And one whose tables say otherwise: record, layer, position and token are named.
+expect 0 "$waybill" convert --from vllm --model "$oracles/deepseek_v4_kinds" "$scratch/answers.jsonl" -o "$scratch/other.wbr"
+expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$scratch/other.wbr"
+err_has "record a: position 0, MoE layer 0 (model layer 0), which is routed by a table: expected experts 2 6 for token 1, found 1 2"
 
 mkdir "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"

@@ -1,0 +1,122 @@
+/* cells.c - see cells.h. */
+#include "cells.h"
+#include "wb_check.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* What a token of this position chooses. */
+static uint32_t count_at(const wb_cell_shape *shape, uint32_t position) {
+    const uint32_t seen = (uint32_t)(((uint64_t)position + 1) / shape->rate);
+    return seen < shape->k ? seen : shape->k;
+}
+
+wb_status wb_cells_open(wb_cells *cells, uint32_t n_tokens) {
+    const uint64_t n_whole = wb_cells_n_whole(&cells->shape);
+    const uint64_t rows = n_tokens > n_whole ? n_tokens - n_whole : 0;
+    const size_t room = (size_t)(rows * cells->shape.columns * cells->shape.k);
+    return room == 0 ? WB_OK : WB_GROW(cells->positions, room, &cells->room, "request indexer cells");
+}
+
+uint64_t wb_cells_n_positions(const wb_cells *cells) {
+    const size_t n = (size_t)cells->n_rows * cells->shape.columns;
+    return n > 0 ? cells->ends[n - 1] : 0;
+}
+
+/* The next cell: 0 .. count - 1 where positions is NULL, else these. */
+static void append(wb_cells *cells, size_t cell, uint32_t count, const uint32_t *positions) {
+    const uint64_t from = cell > 0 ? cells->ends[cell - 1] : 0;
+    cells->counts[cell] = count;
+    cells->ends[cell] = from + (positions ? count : 0);
+    if (positions) memcpy(cells->positions + from, positions, count * sizeof *positions);
+}
+
+static uint32_t count_of(const int32_t *list, uint32_t k) {
+    uint32_t n = 0;
+    while (n < k && list[n] >= 0) n++;
+    return n;
+}
+
+void wb_cells_append(wb_cells *cells, const int32_t *lists, size_t stride, uint32_t n) {
+    const uint32_t S = cells->shape.columns, k = cells->shape.k;
+    size_t cell = (size_t)cells->n_rows * S;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t column = 0; column < S; column++, cell++) {
+            const int32_t *list = lists + ((size_t)column * stride + i) * k;
+            const uint32_t count = count_of(list, k);
+            const bool whole = count == 0 || (uint32_t)list[count - 1] == count - 1;
+            /* Positions that are not negative are the same as u32. */
+            append(cells, cell, count, whole ? NULL : (const uint32_t *)list);
+        }
+    cells->n_rows += n;
+}
+
+void wb_cells_append_whole(wb_cells *cells, uint32_t n) {
+    const uint32_t S = cells->shape.columns;
+    for (uint32_t i = 0; i < n; i++, cells->n_rows++)
+        for (uint32_t column = 0; column < S; column++)
+            append(cells, (size_t)cells->n_rows * S + column, count_at(&cells->shape, cells->n_rows), NULL);
+}
+
+void wb_cells_append_record(wb_cells *cells, const wb_route_model *model, const wb_record *record,
+                            uint32_t n) {
+    const uint32_t S = cells->shape.columns;
+    for (uint32_t t = 0; t < n; t++, cells->n_rows++)
+        for (uint32_t column = 0; column < S; column++) {
+            wb_indexer_choice choice = {0};
+            wb_indexer_at(model, record->indexer, t, column, &choice);
+            append(cells, (size_t)t * S + column, choice.count, choice.positions);
+        }
+}
+
+/* Of a token's cell: NULL, or what is odd about it. */
+static const char *fault_of(const wb_cell_shape *shape, uint32_t position, const wb_indexer_choice *choice) {
+    const uint32_t count = count_at(shape, position),
+                   seen = (uint32_t)(((uint64_t)position + 1) / shape->rate);
+    if (choice->count != count) return "another number of entries than its indexer chooses";
+    if (choice->positions && choice->positions[count - 1] >= seen) return "an entry that it does not see";
+    if (choice->positions && count == seen) return "its entries one by one, which are all";
+    return NULL;
+}
+
+wb_status wb_cells_check(const wb_cell_shape *shape, const wb_route_model *model, const wb_record *record,
+                         uint32_t n, const char *rid) {
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t column = 0; column < shape->columns; column++) {
+            wb_indexer_choice choice;
+            const char *fault = "no choice of its indexers";
+            if (wb_indexer_at(model, record->indexer, t, column, &choice))
+                fault = fault_of(shape, t, &choice);
+            if (fault)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "request %s: it continues %s: expected what indexers chose for all %" PRIu32
+                               " tokens that were fed, found at position %" PRIu32 ", indexer %" PRIu32
+                               ": %s",
+                               rid, record->rid, n, t, column, fault);
+        }
+    return WB_OK;
+}
+
+void wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out) {
+    const size_t cell = (size_t)token * cells->shape.columns + column;
+    const uint64_t from = cell > 0 ? cells->ends[cell - 1] : 0;
+    const uint32_t count = cells->counts[cell];
+    const bool whole = cells->ends[cell] == from;
+    for (uint32_t j = 0; j < count; j++)
+        list_out[j] = whole ? (int32_t)j : (int32_t)cells->positions[from + j];
+    for (uint32_t j = count; j < cells->shape.k; j++) list_out[j] = -1;
+}
+
+const wb_indexer_rows *wb_cells_return(wb_cells *cells, uint32_t start) {
+    const size_t first = (size_t)start * cells->shape.columns,
+                 n = (size_t)cells->n_rows * cells->shape.columns;
+    if (first >= n) return NULL;
+    const uint64_t before = first > 0 ? cells->ends[first - 1] : 0;
+    for (size_t cell = first; cell < n; cell++) cells->ends[cell] -= before;
+    cells->returned = (wb_indexer_rows){.start = start,
+                                        .rows = cells->n_rows - start,
+                                        .counts = cells->counts + first,
+                                        .ends = cells->ends + first};
+    if (cells->positions) cells->returned.positions = cells->positions + before;
+    return &cells->returned;
+}

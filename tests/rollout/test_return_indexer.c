@@ -1,0 +1,470 @@
+/* test_return_indexer.c - what indexers chose, from the engine's requests through records and dumps into a
+ * trainer that looks where they looked: with the bits of the rollout, in f32 and bf16, on the CPU and, where
+ * there is one, on a GPU. What is planted in a record is seen, followed, and gone with the rollout's own.
+ * usage: test_return_indexer [SEED] */
+#include "engine.h"
+#include "engine_rig.h"
+#include "support/temp_files.h"
+#include "wb_replay.h"
+
+#include <math.h>
+
+enum { REQUESTS = 4, LAYERS = 4 };
+
+static uint64_t seed = 11;
+
+typedef struct world {
+    wb_dtype dtype;
+    rig r;
+    ask asks[REQUESTS];
+    wb_completion *done[REQUESTS];
+    wb_train *train;
+} world;
+
+static wb_config config_of_world(void) {
+    return tiny_config(WB_FAMILY_DEEPSEEK_V4, 12, 3, LAYERS, 0);
+}
+
+static wb_engine *open_engine(const world *w, int32_t max_batch_tokens, bool prefix_cache) {
+    wb_engine_options options = wb_engine_options_default();
+    options.n_blocks = 40;
+    options.block_size = 4;
+    options.max_batch_tokens = max_batch_tokens;
+    options.max_running = 3;
+    options.prefix_cache = prefix_cache;
+    options.indexer = true;
+    wb_engine *engine = NULL;
+    assert_ok(wb_engine_open(w->r.model, &options, &engine));
+    return engine;
+}
+
+/* Long prompts in small chunks, one of which does not ask. */
+static void roll_out(world *w) {
+    dice d = {seed};
+    wb_engine *engine = open_engine(w, 9, true);
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        w->asks[i] = ask_random(&d, i, 61, 40, 20);
+        w->asks[i].request.n_tokens = pick(&d, 20, 40);
+        for (uint32_t t = 0; t < w->asks[i].request.n_tokens; t++) w->asks[i].prompt[t] = pick(&d, 0, 60);
+        w->asks[i].request.temperature = 1;
+        w->asks[i].request.top_k = 0;
+        w->asks[i].request.top_p = 1;
+        w->asks[i].request.n_stop = 0;
+        w->asks[i].request.return_indexer = i != 1;
+        assert_ok(wb_engine_submit(engine, ask_request(&w->asks[i])));
+    }
+    run_dry(engine, 500);
+    for (wb_completion *c; (c = wb_engine_poll(engine));) w->done[atoi(c->record.rid + 1)] = c;
+    wb_engine_close(engine);
+}
+
+static world open_world(bool cuda, wb_dtype dtype) {
+    const wb_config config = config_of_world();
+    wb_model_options options = wb_model_options_default();
+    world w = {.dtype = dtype};
+    if (cuda)
+        assert_ok(wb_device_open_cuda(0, NULL, &w.r.device));
+    else
+        assert_ok(wb_device_open_cpu(2, &w.r.device));
+    assert_ok(wb_comm_open_self(&w.r.own_comm));
+    options.device = w.r.device;
+    options.comm = w.r.own_comm;
+    options.dtype = options.activations = dtype;
+    assert_ok(wb_model_create(&config, seed, 0.4f, &options, &w.r.model));
+    assert_ok(wb_train_open(w.r.model, NULL, &w.train));
+    roll_out(&w);
+    return w;
+}
+
+static void close_world(world *w) {
+    for (int i = 0; i < REQUESTS; i++) wb_completion_free(w->done[i]);
+    wb_train_close(w->train);
+    rig_close(&w->r);
+}
+
+/* ---- a trainer ------------------------------------------------------------------------------------ */
+
+typedef struct passed {
+    float logprobs[128];
+    int32_t *used, *native; /* [S][T][k] */
+    double differ, tokens;  /* of all indexers */
+    double fallback;
+} passed;
+
+static void passed_free(passed *p) {
+    free(p->used);
+    free(p->native);
+}
+
+/* A forward of one record's tokens as a replay of it says. */
+static wb_status train_on(world *w, const wb_record *record, wb_replay_mode mode, wb_missing_policy missing,
+                          passed *p) {
+    const wb_route_model *routes = wb_model_routes(w->r.model);
+    const uint32_t T = record->n_tokens - 1, S = wb_indexer_columns(routes), k = routes->indexer_k;
+    const size_t row = wb_route_row_bytes(routes), n = (size_t)S * T, bytes = n * k * sizeof(int32_t);
+    wb_device *dev = w->r.device;
+    wb_replay_options options = wb_replay_options_default();
+    wb_replay *replay = NULL;
+    int32_t tokens[128], targets[128], start[2] = {0, (int32_t)T};
+    void *ids, *ids_direction, *listed, *native, *direction;
+    uint8_t *host_direction = take(n, 1), *host_ids = take(T, row);
+    bool any_forced = false;
+    options.indexer = true;
+    options.missing = missing;
+    options.hash = wb_model_hash_routes(w->r.model);
+    p->used = take(n * k, sizeof(int32_t));
+    p->native = take(n * k, sizeof(int32_t));
+    assert_ok(wb_replay_open(routes, &options, &replay));
+    assert_ok(wb_replay_add(replay, routes, record));
+    assert_ok(wb_replay_begin(replay, mode, 1));
+    const wb_segment segment = wb_replay_segment(replay, record->rid, 0, T, record->tokens);
+    wb_status status = wb_replay_plan(replay, 0, 1, &segment);
+    if (status != WB_OK) {
+        wb_replay_close(replay);
+        free(host_direction);
+        free(host_ids);
+        return status;
+    }
+    assert_ok(wb_device_alloc(dev, T * row, &ids));
+    assert_ok(wb_device_alloc(dev, T, &ids_direction));
+    assert_ok(wb_device_alloc(dev, bytes, &listed));
+    assert_ok(wb_device_alloc(dev, bytes, &native));
+    assert_ok(wb_device_alloc(dev, n, &direction));
+    wb_replay_slice rows;
+    assert_ok(wb_replay_rows(replay, 0, WB_ALL_LAYERS, 0, T, &rows));
+    assert_ok(wb_device_upload(dev, ids, rows.ids, T * row));
+    assert_ok(wb_device_upload(dev, ids_direction, rows.direction, T));
+    for (uint32_t i = 0; i < routes->n_indexer_layers; i++) {
+        wb_replay_indexer_slice slice;
+        assert_int_equal(i, wb_indexer_column(routes, i));
+        assert_ok(wb_replay_indexer_rows(replay, 0, i, 0, T, p->used + (size_t)i * T * k,
+                                         host_direction + (size_t)i * T, &slice));
+        any_forced |= slice.any_forced;
+    }
+    assert_ok(wb_device_upload(dev, listed, p->used, bytes));
+    assert_ok(wb_device_upload(dev, direction, host_direction, n));
+    for (uint32_t t = 0; t < T; t++) {
+        tokens[t] = (int32_t)record->tokens[t];
+        targets[t] = (int32_t)record->tokens[t + 1];
+    }
+    const wb_train_batch batch = {
+        .T = T, .tokens = tokens, .targets = targets, .n_seqs = 1, .seq_start = start};
+    const wb_routing routing = {.ids = ids,
+                                .direction = rows.any_forced ? ids_direction : NULL,
+                                .listed = listed,
+                                .listed_direction = any_forced ? direction : NULL,
+                                .listed_native = native};
+    assert_ok(wb_train_forward(w->train, &batch, &routing, NULL, p->logprobs));
+    assert_ok(wb_train_backward(w->train, p->logprobs));
+    assert_ok(wb_device_download(dev, p->used, listed, bytes));
+    assert_ok(wb_device_download(dev, p->native, native, bytes));
+    assert_ok(wb_device_download(dev, host_ids, ids, T * row));
+    for (uint32_t i = 0; i < routes->n_indexer_layers; i++)
+        assert_ok(wb_replay_indexer_store(replay, 0, i, 0, T, p->used + (size_t)i * T * k,
+                                          p->native + (size_t)i * T * k));
+    assert_ok(wb_replay_store(replay, 0, WB_ALL_LAYERS, 0, T, host_ids, rows.stride, NULL, 0));
+    assert_ok(wb_replay_end(replay));
+    wb_replay_indexer_metrics metrics[LAYERS];
+    wb_replay_get_indexer_metrics(replay, &p->fallback, metrics);
+    p->differ = p->tokens = 0;
+    for (uint32_t i = 0; i < routes->n_indexer_layers; i++) {
+        p->tokens += metrics[i].tokens;
+        p->differ += metrics[i].tokens * metrics[i].differ;
+    }
+    wb_replay_close(replay);
+    void *const device[] = {ids, ids_direction, listed, native, direction};
+    for (size_t i = 0; i < sizeof device / sizeof device[0]; i++) wb_device_free(dev, device[i]);
+    free(host_direction);
+    free(host_ids);
+    return WB_OK;
+}
+
+/* Lists that are not those of the record. */
+static int64_t lists_off(const world *w, const wb_record *record, const int32_t *lists) {
+    const wb_route_model *routes = wb_model_routes(w->r.model);
+    const uint32_t T = record->n_tokens - 1, k = routes->indexer_k;
+    int64_t n = 0;
+    for (uint32_t c = 0; c < wb_indexer_columns(routes); c++)
+        for (uint32_t t = 0; t < T; t++) {
+            const int32_t *list = lists + ((size_t)c * T + t) * k;
+            wb_indexer_choice choice;
+            bool same = wb_indexer_at(routes, record->indexer, t, c, &choice);
+            for (uint32_t j = 0; same && j < k; j++)
+                same = list[j] == (j < choice.count ? (int32_t)wb_indexer_position(&choice, j) : -1);
+            n += !same;
+        }
+    return n;
+}
+
+static bool same_logprobs(const wb_record *record, const passed *p) {
+    const uint32_t n = record->n_tokens - record->prompt_len;
+    for (uint32_t i = 0; i < n; i++)
+        if (!isfinite(record->logprobs[i])) return false;
+    return memcmp(p->logprobs + record->prompt_len - 1, record->logprobs, n * sizeof(float)) == 0;
+}
+
+static void check_bits(bool cuda, wb_dtype dtype) {
+    world w = open_world(cuda, dtype);
+    for (int i = 0; i < REQUESTS; i++) {
+        const wb_record *record = &w.done[i]->record;
+        passed p = {0};
+        assert_ok(wb_record_check(wb_model_routes(w.r.model), record, true));
+        if (!w.asks[i].request.return_indexer) {
+            assert_null(record->indexer);
+            assert_int_equal(WB_MISSING_ROUTES,
+                             train_on(&w, record, WB_REPLAY_ROLLOUT, WB_MISSING_STRICT, &p));
+            assert_message("does not say what indexers chose at position 0, model layer 0");
+            passed_free(&p);
+            assert_ok(train_on(&w, record, WB_REPLAY_ROLLOUT, WB_MISSING_NATIVE, &p));
+            assert_true(p.fallback == record->n_tokens - 1 && p.tokens == 0);
+            assert_true(same_logprobs(record, &p)); /* the weights are the rollout's */
+            passed_free(&p);
+            continue;
+        }
+        assert_non_null(record->indexer);
+        assert_int_equal(record->n_tokens - 1, record->indexer->rows);
+        assert_ok(train_on(&w, record, WB_REPLAY_ROLLOUT, WB_MISSING_STRICT, &p));
+        assert_true(same_logprobs(record, &p));
+        assert_int_equal(0, lists_off(&w, record, p.used));
+        assert_int_equal(0, lists_off(&w, record, p.native));
+        assert_true(p.differ == 0 && p.fallback == 0);
+        assert_true(p.tokens == 2.0 * (record->n_tokens - 1));
+        passed_free(&p);
+    }
+    close_world(&w);
+}
+
+static void test_training_has_the_bits_of_the_rollout(void **state) {
+    (void)state;
+    check_bits(false, WB_F32);
+    check_bits(false, WB_BF16);
+    if (wb_device_count_cuda() == 0) {
+        print_message("no GPU: on the CPU alone\n");
+        return;
+    }
+    check_bits(true, WB_F32);
+    check_bits(true, WB_BF16);
+}
+
+/* ---- what is planted ------------------------------------------------------------------------------- */
+
+/* A copy of what the record has, in which the last token that chooses some of its entries looks at the first
+ * ones that there are in column 1. Returns the cell's token. */
+static uint32_t plant(const world *w, const wb_record *record, wb_indexer_rows *rows) {
+    const wb_route_model *routes = wb_model_routes(w->r.model);
+    const size_t S = wb_indexer_columns(routes), n = record->indexer->rows * S;
+    uint32_t *positions = take(record->indexer->ends[n - 1], sizeof *positions), token = 0;
+    memcpy(positions, record->indexer->positions, record->indexer->ends[n - 1] * sizeof *positions);
+    *rows = *record->indexer;
+    rows->positions = positions;
+    for (uint32_t t = 0; t < rows->rows; t++)
+        if (rows->ends[t * S + 1] > rows->ends[t * S] && rows->positions[rows->ends[t * S]] != 0) token = t;
+    assert_true(token > 0);
+    for (uint32_t j = 0; j < routes->indexer_k; j++) positions[rows->ends[token * S] + j] = j;
+    return token;
+}
+
+static void check_planted(bool cuda, wb_dtype dtype) {
+    world w = open_world(cuda, dtype);
+    for (int i = 0; i < REQUESTS; i++) {
+        wb_record planted = w.done[i]->record;
+        wb_indexer_rows rows;
+        passed p = {0}, own = {0};
+        if (!w.asks[i].request.return_indexer) continue;
+        const uint32_t token = plant(&w, &planted, &rows);
+        planted.indexer = &rows;
+        assert_ok(wb_record_check(wb_model_routes(w.r.model), &planted, true));
+        assert_ok(train_on(&w, &planted, WB_REPLAY_ROLLOUT, WB_MISSING_STRICT, &p));
+        assert_int_equal(0, lists_off(&w, &planted, p.used)); /* it is followed */
+        assert_int_equal(1, lists_off(&w, &w.done[i]->record, p.used));
+        assert_true(p.differ >= 1); /* and seen: its own layer, and what comes of it */
+        /* Before it nothing is other than in the rollout, at it something is. */
+        assert_ok(train_on(&w, &w.done[i]->record, WB_REPLAY_ROLLOUT, WB_MISSING_STRICT, &own));
+        assert_memory_equal(own.logprobs, p.logprobs, token * sizeof(float));
+        assert_true(isfinite(p.logprobs[token]) && p.logprobs[token] != own.logprobs[token]);
+        assert_true(same_logprobs(&w.done[i]->record, &own) && own.differ == 0); /* gone */
+        passed_free(&p);
+        passed_free(&own);
+        /* Free routing does not follow it, and says so. */
+        assert_ok(train_on(&w, &planted, WB_REPLAY_OFF, WB_MISSING_STRICT, &p));
+        assert_int_equal(0, lists_off(&w, &w.done[i]->record, p.used));
+        assert_true(same_logprobs(&w.done[i]->record, &p) && p.differ == 1);
+        passed_free(&p);
+        free((void *)(uintptr_t)rows.positions);
+    }
+    close_world(&w);
+}
+
+static void test_what_is_planted_is_seen_followed_and_gone(void **state) {
+    (void)state;
+    check_planted(false, WB_F32);
+    check_planted(false, WB_BF16);
+    if (wb_device_count_cuda() > 0) check_planted(true, WB_BF16);
+}
+
+/* ---- dumps ----------------------------------------------------------------------------------------- */
+
+/* Bytes of a dump of all records, with what indexers chose or without; which comes back as it was. */
+static uint64_t dump_bytes(const world *w, const char *folder, bool with) {
+    const wb_route_model *routes = wb_model_routes(w->r.model);
+    wb_dump_writer *writer = NULL;
+    wb_dump *dump = NULL;
+    wb_dump_info info;
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.wbr", folder, with ? "with" : "without");
+    assert_ok(wb_dump_create(path, routes, NULL, &writer));
+    for (int i = 0; i < REQUESTS; i++) {
+        wb_record record = w->done[i]->record;
+        if (!with) record.indexer = NULL;
+        assert_ok(wb_dump_append(writer, &record));
+    }
+    assert_ok(wb_dump_finish(writer));
+    assert_ok(wb_dump_verify(path, NULL, NULL, &info));
+    assert_ok(wb_dump_open(path, &dump));
+    assert_ok(wb_route_model_match(routes, wb_dump_model(dump)));
+    for (int i = 0; i < REQUESTS; i++) {
+        wb_record record;
+        assert_ok(wb_dump_find(dump, w->done[i]->record.rid, &record));
+        const char *what =
+            indexer_difference(routes, with ? w->done[i]->record.indexer : NULL, record.indexer);
+        if (what) fail_msg("request %d: %s differ", i, what);
+    }
+    wb_dump_close(dump);
+    return info.bytes;
+}
+
+/* Sorted and as differences: of each cell its count, and a byte for an entry; of a choice of all no entry. */
+static void test_a_dump_has_them_in_few_bytes(void **state) {
+    (void)state;
+    world w = open_world(false, WB_F32);
+    const temp_path folder = temp_dir();
+    const uint32_t S = wb_indexer_columns(wb_model_routes(w.r.model));
+    uint64_t cells = 0, entries = 0;
+    for (int i = 0; i < REQUESTS; i++) {
+        const wb_indexer_rows *rows = w.done[i]->record.indexer;
+        if (!rows) continue;
+        cells += (uint64_t)rows->rows * S;
+        entries += rows->ends[(size_t)rows->rows * S - 1];
+    }
+    const uint64_t with = dump_bytes(&w, folder.text, true), without = dump_bytes(&w, folder.text, false);
+    print_message("%" PRIu64 " cells with %" PRIu64 " entries in %" PRIu64 " bytes\n", cells, entries,
+                  with - without);
+    assert_true(entries > 100 && with > without);
+    assert_true(with - without <= cells + entries + REQUESTS * 64);
+    temp_remove(folder);
+    close_world(&w);
+}
+
+/* ---- requests ------------------------------------------------------------------------------------- */
+
+static void test_who_may_ask(void **state) {
+    (void)state;
+    world w = open_world(false, WB_F32);
+    wb_engine_options options = wb_engine_options_default();
+    wb_engine *engine = NULL;
+    assert_ok(wb_engine_open(w.r.model, &options, &engine));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&w.asks[0])));
+    assert_message("request r0: return_indexer: expected an engine with the option indexer");
+    assert_int_equal(0, engine->cells.listed.bytes); /* nor is there memory */
+    wb_engine_close(engine);
+    rig plain = open_rig();
+    options.indexer = true;
+    assert_ok(wb_engine_open(plain.model, &options, &engine));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&w.asks[0])));
+    assert_message("found 0 indexers");
+    wb_engine_close(engine);
+    rig_close(&plain);
+
+    /* What a record does not say cannot be gone on with, nor what no indexer chose. */
+    wb_record earlier = w.done[0]->record;
+    wb_indexer_rows rows = *earlier.indexer;
+    ask a = ask_fixed("next", 2, 3);
+    a.request.return_indexer = true;
+    a.request.continues = &earlier;
+    engine = open_engine(&w, 16, false);
+    earlier.indexer = NULL;
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&a)));
+    assert_message("found at position 0, indexer 0: no choice of its indexers");
+    rows.rows--;
+    earlier.indexer = &rows;
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&a)));
+    uint32_t counts[2 * 128];
+    rows.rows++;
+    memcpy(counts, rows.counts, rows.rows * 2 * sizeof *counts);
+    counts[2 * 4 + 1]--; /* position 4 sees one entry */
+    rows.counts = counts;
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&a)));
+    assert_message("found at position 4, indexer 1: another number of entries");
+    rows.counts = w.done[0]->record.indexer->counts;
+    wb_completion *c = complete(engine, &a);
+    assert_record_good(w.r.model, c);
+    assert_int_equal(c->record.n_tokens - 1, c->record.indexer->rows);
+    wb_completion_free(c);
+    wb_engine_close(engine);
+    close_world(&w);
+}
+
+/* What is returned begins at routes_start, where routes are too, and is what it is from the start. */
+static void test_rule_12_from_routes_start_on(void **state) {
+    (void)state;
+    world w = open_world(false, WB_F32);
+    const wb_route_model *routes = wb_model_routes(w.r.model);
+    wb_engine *engine = open_engine(&w, 9, false);
+    const wb_record *whole = &w.done[0]->record;
+    ask a = w.asks[0];
+    a.request.routes_start = 17;
+    wb_completion *c = complete(engine, &a);
+    assert_int_equal(17, c->record.indexer->start);
+    assert_int_equal(17, c->record.routes[0].start);
+    assert_record_good(w.r.model, c);
+    for (uint32_t t = 17; t < whole->n_tokens - 1; t++)
+        for (uint32_t column = 0; column < 2; column++) {
+            wb_indexer_choice x, y;
+            assert_true(wb_indexer_at(routes, whole->indexer, t, column, &x));
+            assert_true(wb_indexer_at(routes, c->record.indexer, t, column, &y));
+            assert_true(x.count == y.count && wb_indexer_common(x, y) == x.count);
+        }
+    wb_completion_free(c);
+    wb_engine_close(engine);
+    close_world(&w);
+}
+
+/* Three tokens to an entry and two entries: the first 8 tokens choose all that there is. A hit that ends there
+ * is taken, one that ends behind is refused, and both are what the request is alone. */
+static void test_rule_7_hits_within_the_first_tokens_alone(void **state) {
+    (void)state;
+    world w = open_world(false, WB_F32);
+    for (uint32_t n = 8; n <= 14; n++) {
+        wb_engine *engine = open_engine(&w, 64, true);
+        ask first = ask_fixed("first", n, 2), second = ask_fixed("second", n, 9), third = second;
+        snprintf(third.rid, sizeof third.rid, "third");
+        first.request.return_indexer = second.request.return_indexer = true;
+        wb_completion *alone = run_alone(w.r.model, &second);
+        wb_completion_free(complete(engine, &first));
+        wb_completion *c = complete(engine, &second);
+        assert_same(w.r.model, alone, c);
+        const uint64_t taken = wb_engine_get_stats(engine).taken_over_tokens;
+        assert_int_equal((n - 1) / 4 * 4 <= 8 ? (n - 1) / 4 * 4 : 0, taken);
+        wb_completion_free(c);
+        wb_completion_free(alone);
+        /* One that does not ask takes what there is. */
+        wb_completion_free(complete(engine, &third));
+        assert_int_equal((n - 1) / 4 * 4, wb_engine_get_stats(engine).taken_over_tokens - taken);
+        wb_engine_close(engine);
+    }
+    close_world(&w);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) seed = strtoull(argv[1], NULL, 10);
+    printf("seed %" PRIu64 "\n", seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_training_has_the_bits_of_the_rollout),
+        cmocka_unit_test(test_what_is_planted_is_seen_followed_and_gone),
+        cmocka_unit_test(test_a_dump_has_them_in_few_bytes),
+        cmocka_unit_test(test_who_may_ask),
+        cmocka_unit_test(test_rule_12_from_routes_start_on),
+        cmocka_unit_test(test_rule_7_hits_within_the_first_tokens_alone),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
