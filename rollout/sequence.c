@@ -219,6 +219,7 @@ void wb_sequence_take_back(wb_sequence *s, uint32_t n_tokens) {
     s->n_fed = n_tokens - 1;
     while (record->n_spans > 0 && s->spans[record->n_spans - 1].start >= s->n_fed) record->n_spans--;
     if (record->n_spans > 0) s->spans[record->n_spans - 1].end = s->n_fed;
+    if (s->cells.n_rows > s->n_fed) s->cells.n_rows = s->n_fed;
     s->entry.n_proposed = 0;
 }
 

@@ -97,7 +97,8 @@ typedef struct wb_sampled_token {
 void wb_sequence_append(wb_sequence *sequence, const wb_sampled_token *sampled);
 
 /* Takes back the sampled tokens behind the first `n_tokens`, at least the prompt's, with their logprobs and
- * kept tokens, the rows and spans from token n_tokens - 1 on, and all drafts: that token is fed next. */
+ * kept tokens, the rows, cells and spans from token n_tokens - 1 on, and all drafts: that token is fed
+ * next. */
 void wb_sequence_take_back(wb_sequence *sequence, uint32_t n_tokens);
 
 /* Drafts that can come to something: the token behind them still is the request's. */

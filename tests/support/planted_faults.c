@@ -14,7 +14,7 @@ static const char *planted = "";
 bool plant_fault(const char *name) {
     static const char *const names[] = {"overwritten_rows", "stale_prefix",   "skipped_rows",
                                         "rejected_draft",   "lent_with_seed", "home_without_rows",
-                                         "kept_unfed",       "refed_lists",    "cells_of_hits"};
+                                        "kept_unfed",       "refed_lists",    "cells_of_hits"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) planted = names[i];
     return planted[0] != 0;
@@ -29,7 +29,8 @@ wb_fed_rows __real_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t versi
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version);
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version) {
     const uint32_t start = s->entry.n_in_pool;
-    const bool again = start < s->n_fed && start < end; /* not what is taken over */
+    /* Not what is taken over; nor where there are cells, which have no room for a second pass. */
+    const bool again = start < s->n_fed && start < end && s->cells.shape.columns == 0;
     const wb_fed_rows fed = __real_wb_sequence_feed(s, end, version);
     if (!is_planted("overwritten_rows") || !again) return fed;
     return (wb_fed_rows){start, end - start, s->rows + start * s->row_bytes};
