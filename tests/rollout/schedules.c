@@ -169,7 +169,7 @@ static bool rich_enough(const tally *t, const options *o) {
     const uint64_t n = o->count;
     return n < COUNT ||
            (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
-            t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 8 &&
+            t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 16 &&
             t->rejected >= n / 8 && t->paused >= n / 8 && (t->lent >= n / 8 || o->max_ranks == 1));
 }
 
