@@ -31,7 +31,8 @@ __global__ void __launch_bounds__(BLOCK)
     const int64_t begin = blockIdx.x % blocks_each * BLOCK, w = begin + threadIdx.x;
     const int32_t n = entries_of_token(args, t);
     float *weights = q + width, score = 0.0f;
-    if (begin >= n) return;
+    if (begin >= n || (args.direction && args.direction[t] && !args.native))
+        return; /* nobody asks for them */
     for (int i = threadIdx.x; i < width; i += BLOCK) q[i] = load_element(args.q, t * width + i);
     for (int h = threadIdx.x; h < heads; h += BLOCK) weights[h] = args.weights[t * heads + h];
     __syncthreads();
