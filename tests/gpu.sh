@@ -73,7 +73,8 @@ done
 # every_test: the tests of the CUDA backend, of the engine and of the trainer on one GPU or more.
 every_test() {
     local program
-    for program in "$build"/tests/test_*_cuda "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,exchange_gpus}; do
+    for program in "$build"/tests/test_*_cuda \
+        "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,hooks_layers,return_indexer,exchange_gpus}; do
         [ -x "$program" ] && step "$(basename "$program")" "$program"
     done
     step_of schedules schedules --device cuda --count 100
