@@ -26,9 +26,9 @@
  *     enter. Training with bf16 weights then has no other mixed product
  *   - rmsnorm rounds y and dx, not the mean of the squares; swiglu its product, not silu(gate)
  *   - on CUDA attention of bf16 heads of 64 and 128, and of 192 with values of 128, is made by tensor cores
- *     too: weights of keys are rounded where they multiply values. On sm_90a sums of heads of 64 and 128 go
- *     over blocks of 128 keys, and splits of 1,024 at absolute positions are folded in rising order, so that
- *     a split can be computed by itself
+ *     too, and the forward over latents of 576 with values of 512 in them: weights of keys are rounded where
+ *     they multiply values. On sm_90a sums of heads of 64 and 128 go over blocks of 128 keys, and splits of
+ *     1,024 at absolute positions are folded in rising order, so that a split can be computed by itself
  *   - on CUDA dw of rmsnorm and gated_rmsnorm of bf16 rows is summed in parts of 128 rows, the first of which
  *     dw begins, and then over the parts, both ascending
  *   - rope, add, bias and clamp round the new element, and an op that makes several such steps at once rounds
@@ -78,9 +78,9 @@ typedef enum wb_backend { WB_BACKEND_CPU, WB_BACKEND_CUDA } wb_backend;
 WB_API wb_status wb_device_open_cpu(int threads, wb_device **device_out);
 
 /* The CUDA backend on device `index`. Its ops give the bits of the CPU's, but on bf16 for products of two
- * matrices, swiglu, attention of heads of 64 and 128, and of 192 with values of 128, and the norms' dw
- * (Numbers, above). Some need memory of their own, which grows to the largest use so far and goes with the
- * device.
+ * matrices, swiglu, attention of heads of 64 and 128, of 192 with values of 128, and the forward over latents
+ * of 576, and the norms' dw (Numbers, above). Some need memory of their own, which grows to the largest use
+ * so far and goes with the device.
  *
  * `stream`: a cudaStream_t of device `index` that the caller owns, on which everything of this device then
  * runs, in order with what the caller enqueues there itself; it must outlive the device, and it is not to be
@@ -466,8 +466,10 @@ typedef struct wb_attention {
  * dk and dv (+=) like k and v, dsinks[n_heads] (+=, f32) over the tokens in ascending order; NULL where there
  * are no sinks. CUDA takes a head_dim and a value_dim of at most 640. bf16 runs on tensor cores where all
  * rows begin at multiples of 16 bytes and they are 64 and 64 or 128 and 128 (wgmma on sm_90a), or 192 and 128
- * of MLA's expanded form, which no model here calls (mma.sync, up to 16 heads a kv head). Other shapes, MLA's
- * absorbed 576 and 512 among them, have kernels without tensor cores, which are slower. */
+ * of MLA's expanded form, which no model here calls (mma.sync, up to 16 heads a kv head), or in a forward 576
+ * and 512 of MLA's absorbed form, with values in the keys (mma.sync, where a block may have 154 KB of shared
+ * memory). Other shapes, and the backward of 576 and 512, have kernels without tensor cores, which are
+ * slower. */
 typedef wb_status wb_attention_forward_fn(wb_device *dev, const wb_attention *args, wb_rows out);
 typedef wb_status wb_attention_backward_fn(wb_device *dev, const wb_attention *args, wb_rows dout, wb_rows dq,
                                            wb_rows dk, wb_rows dv, float *dsinks);

@@ -2,6 +2,7 @@
  * which there are no tensor cores (cuda_attention.h). Refuses: writing the cache (kv_write). */
 #include "cuda/cuda_attention.h"
 #include "cuda/cuda_attention_bf16.h"
+#include "cuda/cuda_attention_latent.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/hopper/hopper_attention.h"
 
@@ -58,6 +59,8 @@ wb_status wb_cuda_attention_forward(wb_device *dev, const wb_attention *args, wb
     if (blocks == 0) return WB_OK;
     if (wb_hopper_attention_takes(dev, args, out)) return wb_hopper_attention_forward(dev, args, out);
     if (wb_cuda_attention_bf16_takes(args, out)) return wb_cuda_attention_bf16_forward(dev, args, out);
+    if (wb_cuda_attention_latent_takes(dev, args, out))
+        return wb_cuda_attention_latent_forward(dev, args, out);
     attend<<<blocks, STEP, 0, stream_of(dev)>>>(*args, out);
     return wb_cuda_check(cudaGetLastError(), op);
 }

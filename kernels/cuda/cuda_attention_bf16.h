@@ -1,5 +1,6 @@
 /* cuda_attention_bf16.h - attention of bf16 operands by tensor cores, for heads of 64, of 128 and, with
- * values of 128, of 192: all others have the kernels of cuda_attention.cu. */
+ * values of 128, of 192. Latents have a kernel of their own (cuda_attention_latent.h), and all others have
+ * those of cuda_attention.cu. */
 #ifndef WB_CUDA_ATTENTION_BF16_H
 #define WB_CUDA_ATTENTION_BF16_H
 

@@ -207,11 +207,11 @@ __device__ __forceinline__ void soften(const lane_rows &rows, int32_t j0, float 
     }
 }
 
-/* After the last block: row r's whole sum, in which the sink of `head` joins. Returns what its values are
+/* After the last block, with row r's whole sum: the sink of `head` joins in it. Returns what its values are
  * multiplied by; no row: anything. */
-__device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head, int r, row_state *state) {
+__device__ __forceinline__ float end_whole_sum(const wb_attention &args, int64_t head, int r,
+                                               row_state *state) {
     float before = 1.0f;
-    state->sum[r] = quad_sum(state->sum[r]);
     if (args.sinks) {
         const float sink = wb_mul(args.sinks[head], WB_LOG2_E), old = state->largest[r];
         state->largest[r] = fmaxf(old, sink);
@@ -219,6 +219,12 @@ __device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head,
         state->sum[r] = wb_fma(state->sum[r], before, exp2_of(wb_sub(sink, state->largest[r])));
     }
     return wb_mul(before, __frcp_rn(state->sum[r]));
+}
+
+/* The same with the lane's part of the sum. */
+__device__ __forceinline__ float end_sum(const wb_attention &args, int64_t head, int r, row_state *state) {
+    state->sum[r] = quad_sum(state->sum[r]);
+    return end_whole_sum(args, head, r, state);
 }
 
 /* Then: what log_sums has of row r, from the first of its four lanes. */

@@ -17,7 +17,9 @@ typedef struct problem {
     uint16_t *q, *k, *v, *dout; /* [tokens, heads * D], of v and dout * V */
     float scale;
     int32_t window; /* as of wb_attention */
-    float *sinks;   /* [heads] or NULL */
+    /* a forward's values lie in the keys, of which v has copies */
+    bool latents;
+    float *sinks; /* [heads] or NULL */
     /* of a forward of all tokens, [tokens, heads]; NULL: not looked at */
     const float *log_sums;
 } problem;
@@ -60,6 +62,22 @@ static inline void make_problem(problem *p, int32_t most, int round) {
     p->q = random_bf16(tokens * p->heads * p->D, 3), p->dout = random_bf16(tokens * p->heads * p->V, 1);
     p->k = random_bf16(tokens * p->kv_heads * p->D, 1), p->v = random_bf16(tokens * p->kv_heads * p->V, 1);
     make_view(p, round, most);
+}
+
+/* Latents of MLA's absorbed form, one row for all heads. */
+static inline void make_latents(problem *p, int32_t heads, int32_t n, int32_t most, int kind) {
+    *p = (problem){.n = n, .heads = heads, .kv_heads = 1, .D = 576, .V = 512, .latents = true};
+    for (int s = 0; s < n; s++) {
+        p->lengths[s] = s == 0 ? most : (int32_t)rng_range(1, most);
+        p->starts[s + 1] = p->starts[s] + p->lengths[s];
+    }
+    const int64_t tokens = p->starts[n];
+    p->scale = 1 / sqrtf((float)p->D);
+    p->q = random_bf16(tokens * heads * p->D, 3), p->dout = xalloc(tokens * heads * p->V, sizeof *p->dout);
+    p->k = random_bf16(tokens * p->D, 1), p->v = xalloc(tokens * p->V, sizeof *p->v);
+    for (int64_t t = 0; t < tokens; t++)
+        memcpy(p->v + t * p->V, p->k + t * p->D, (size_t)p->V * sizeof *p->v);
+    make_view(p, kind, most);
 }
 
 static void free_problem(problem *p) {
@@ -137,7 +155,7 @@ static void open_batch(const problem *p, const pool *l, int64_t T, batch *b) {
                              .window = p->window,
                              .sinks = p->sinks};
     b->args.q = (wb_rows){b->q, WB_BF16}, b->args.k = (wb_rows){l->k, WB_BF16},
-    b->args.v = (wb_rows){l->v, WB_BF16};
+    b->args.v = (wb_rows){p->latents ? l->k : l->v, WB_BF16};
     b->args.seq = b->seq, b->args.pos = b->pos, b->args.blocks = l->blocks;
     b->args.max_blocks = l->max_blocks, b->args.block_size = l->size;
 }
@@ -188,7 +206,7 @@ static double value(const uint16_t *x, int64_t i) {
     return (double)wb_bf16_to_f32(x[i]);
 }
 
-enum { MAX_KEYS = 1 << 15, MAX_D = 192 };
+enum { MAX_KEYS = 1 << 15, MAX_D = 576 };
 
 /* Of one query and head: weights of the keys, what they may be off, and of dout the same; until the next.
  * Keys that are not seen have the weight 0; sink: that of the head's sink, 0 without one. */

@@ -53,7 +53,7 @@ static void run_in_chunks(const problem *p, const pool *l, int64_t most, const u
     int32_t done[MAX_SEQS] = {0}, forgotten[MAX_SEQS] = {0};
     for (int64_t left = p->starts[p->n]; left > 0;) {
         batch b;
-        open_batch(p, l, p->starts[p->n] + 2 * MAX_SEQS, &b);
+        open_batch(p, l, (left < p->n * most ? left : p->n * most) + MAX_SEQS, &b);
         for (int s = 0; s < p->n; s++) {
             int64_t n = rng_range(0, 2) ? rng_range(1, most) : 1;
             forget_keys(p, l, s, done[s], &forgotten[s]);
@@ -152,6 +152,51 @@ static void test_a_window_only_masks(void **state) {
         assert_same_bits(out[0], out[1], row, "out");
         assert_same_bits(log_sums[0], log_sums[1], 4, "log sums");
         free(out[0]), free(out[1]), free_problem(&p);
+    }
+}
+
+/* ---- latents ----------------------------------------------------------------------------------- */
+
+/* Heads of a token that are a part of a tile of 64 rows, a tile, two, and neither. */
+static const int32_t latent_heads[] = {16, 32, 64, 128, 24, 96};
+
+static void test_latents_are_within_the_bound(void **state) {
+    (void)state;
+    for (int round = 0; round < 12; round += step()) {
+        const int32_t heads = latent_heads[round % 6];
+        problem p;
+        pool l;
+        batch b;
+        make_latents(&p, heads, few ? 1 : 2, few ? 37 : heads > 32 ? 75 : 333, round + round / 6);
+        make_pool(&p, 1 << rng_range(0, 6), &l);
+        open_whole(&p, &l, &b);
+        uint16_t *out = forward(&p, &b);
+        p.log_sums = b.log_sums;
+        check_out(&p, out);
+        free(out), close_batch(&b), free_pool(&l), free_problem(&p);
+    }
+}
+
+/* Also where a call has too many tokens for tiles of their own, and where it has few. */
+static void test_latents_are_the_same_in_any_company(void **state) {
+    (void)state;
+    for (int round = 0; round < 12; round += step()) {
+        const int32_t heads = latent_heads[round % 6];
+        problem p;
+        pool l;
+        batch b;
+        make_latents(&p, heads, few ? 2 : 3, few ? 39 : heads > 32 ? 150 : 500, round + round / 6);
+        make_pool(&p, 1, &l);
+        open_whole(&p, &l, &b);
+        uint16_t *whole = forward(&p, &b);
+        p.log_sums = b.log_sums;
+        for (int way = 0; way < 3; way++) {
+            pool pages;
+            make_pool(&p, 1 << rng_range(0, 7), &pages);
+            run_in_chunks(&p, &pages, way == 0 ? 1 : way == 1 ? 30 : 300, whole);
+            free_pool(&pages);
+        }
+        free(whole), close_batch(&b), free_pool(&l), free_problem(&p);
     }
 }
 
@@ -270,6 +315,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_a_query_is_the_same_in_any_company),
         cmocka_unit_test(test_many_tokens_are_as_few),
         cmocka_unit_test(test_a_window_only_masks),
+        cmocka_unit_test(test_latents_are_within_the_bound),
+        cmocka_unit_test(test_latents_are_the_same_in_any_company),
         cmocka_unit_test(test_backward_is_within_the_bound),
     };
     rng_open(argc, argv);
