@@ -277,6 +277,9 @@ WB_API uint32_t wb_indexer_columns(const wb_route_model *model);
  * layer whose indexer it uses. */
 WB_API uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i);
 
+/* The other way: the place in indexer_layers of the layer that has the indexer of `column`, column < S. */
+WB_API uint32_t wb_indexer_layer(const wb_route_model *model, uint32_t column);
+
 /* The choice of the token at `position` in `column`; false, and nothing written, when `rows`, of a record
  * that has passed wb_record_check, have none or are NULL. */
 WB_API bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *rows, uint32_t position,

@@ -18,9 +18,7 @@ typedef struct listed_rows {
 
 /* The model layer of a column. */
 static uint32_t layer_of(const wb_route_model *m, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(m, i) != column) i++;
-    return m->indexer_source[i];
+    return m->indexer_layers[wb_indexer_layer(m, column)];
 }
 
 static wb_indexer_choice choice_of(const micro_batch *b, const listed_cell *cell) {

@@ -11,9 +11,7 @@ wb_status diff_open_indexers(diff *d) {
 }
 
 uint32_t diff_indexer_layer(const diff *d, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(d->model, i) != column) i++;
-    return d->model->indexer_source[i];
+    return d->model->indexer_layers[wb_indexer_layer(d->model, column)];
 }
 
 static wb_status note(diff *d, const wb_record *r, uint32_t position, uint32_t column) {

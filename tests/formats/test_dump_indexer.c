@@ -171,6 +171,8 @@ static void test_records_that_cannot_be(void **state) {
     assert_int_equal(wb_indexer_column(m, 0), 0);
     assert_int_equal(wb_indexer_column(m, 1), 0);
     assert_int_equal(wb_indexer_column(m, 2), 1);
+    assert_int_equal(wb_indexer_layer(m, 0), 0);
+    assert_int_equal(wb_indexer_layer(m, 1), 2);
 
     run.rows = 4;
     refused(m, &r, "4 rows from position 2 must be inside [0, 5)");
