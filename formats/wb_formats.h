@@ -293,6 +293,17 @@ static inline uint32_t wb_indexer_position(const wb_indexer_choice *choice, uint
 /* How many positions are in both. */
 WB_API uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b);
 
+/* Whether both have the same positions. */
+WB_API bool wb_indexer_same(wb_indexer_choice a, wb_indexer_choice b);
+
+/* Where choices are computed and followed they are lists: int32 [k], the positions ascending, -1 behind the
+ * last one. The choice that a list says points into it, or has positions NULL where they are 0 ..
+ * count - 1, as a record has it. */
+WB_API wb_indexer_choice wb_indexer_of_list(const int32_t *list, uint32_t k);
+
+/* The list of a choice, whose count is at most k. list_out: [k] */
+WB_API void wb_indexer_to_list(const wb_indexer_choice *choice, uint32_t k, int32_t *list_out);
+
 /* What a token adds to KL(rollout || trainer) and to its neighbours: log r is the log-probability under which
  * the token was sampled minus that of the other side. */
 typedef struct wb_kl_terms {

@@ -77,13 +77,6 @@ wb_status lists_store(const trainer *t, wb_replay *replay, packed_batch *p, int3
 
 /* ---- what came of it -------------------------------------------------------------------------- */
 
-static bool same_list(const int32_t *list, int64_t k, const wb_indexer_choice *choice) {
-    for (int64_t j = 0; j < k; j++)
-        if (list[j] != (j < choice->count ? (int32_t)wb_indexer_position(choice, (uint32_t)j) : -1))
-            return false;
-    return true;
-}
-
 void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb, row_count *count) {
     const packed_lists *l = &p->lists;
     const wb_route_model *model = wb_model_routes(t->model);
@@ -94,8 +87,9 @@ void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb,
                 const uint32_t position = (uint32_t)(row - mb->seq_start[s]);
                 wb_indexer_choice choice;
                 if (!wb_indexer_at(model, record->indexer, position, (uint32_t)column, &choice)) continue;
+                const int32_t *list = l->host_listed + (column * mb->T + row) * l->k;
                 count->rows += 1;
-                count->differ += !same_list(l->host_listed + (column * mb->T + row) * l->k, l->k, &choice);
+                count->differ += !wb_indexer_same(wb_indexer_of_list(list, (uint32_t)l->k), choice);
             }
     }
 }
