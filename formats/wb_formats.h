@@ -323,10 +323,12 @@ WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *r
 /* Where tokens go in the hash-routed layers of a model: not by a router's logits but by a table, the same for
  * a token wherever it stands. */
 typedef struct wb_hash_routes {
-    uint32_t n_layers;          /* hash-routed layers */
-    const uint32_t *moe_layers; /* [n_layers] their indices among the MoE layers, ascending */
-    uint32_t vocab_size;        /* V */
-    const int32_t *ids; /* host [n_layers][V][top_k of the model] experts below E, distinct for a token */
+    /* [n_hash_layers] indices among the MoE layers, ascending, as of wb_route_model */
+    uint32_t n_hash_layers;
+    const uint32_t *hash_layers;
+    uint32_t vocab_size; /* V */
+    const int32_t
+        *ids; /* host [n_hash_layers][V][top_k of the model] experts below E, distinct for a token */
 } wb_hash_routes;
 
 /* Whether the valid rows of a record, which has passed wb_record_check with `deep`, are those of the tables,
