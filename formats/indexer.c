@@ -19,6 +19,12 @@ uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i) {
     return column;
 }
 
+uint32_t wb_indexer_layer(const wb_route_model *model, uint32_t column) {
+    uint32_t i = 0;
+    while (model->indexer_source[i] != model->indexer_layers[i] || column-- > 0) i++;
+    return i;
+}
+
 /* Cell `cell` of rows that are well formed. */
 static wb_indexer_choice choice_of(const wb_indexer_rows *run, size_t cell) {
     const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0;
@@ -43,18 +49,37 @@ uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b) {
     return n;
 }
 
+bool wb_indexer_same(wb_indexer_choice a, wb_indexer_choice b) {
+    if (a.count != b.count) return false;
+    for (uint32_t j = 0; j < a.count; j++)
+        if (wb_indexer_position(&a, j) != wb_indexer_position(&b, j)) return false;
+    return true;
+}
+
+wb_indexer_choice wb_indexer_of_list(const int32_t *list, uint32_t k) {
+    uint32_t n = 0;
+    while (n < k && list[n] >= 0) n++;
+    /* Ascending, so that the last one says whether any was left out. */
+    const bool all = n == 0 || (uint32_t)list[n - 1] == n - 1;
+    /* Positions that are not negative are the same as u32. */
+    return (wb_indexer_choice){n, all ? NULL : (const uint32_t *)list};
+}
+
+void wb_indexer_to_list(const wb_indexer_choice *choice, uint32_t k, int32_t *list_out) {
+    for (uint32_t j = 0; j < choice->count; j++) list_out[j] = (int32_t)wb_indexer_position(choice, j);
+    for (uint32_t j = choice->count; j < k; j++) list_out[j] = -1;
+}
+
 /* ---- checking ----------------------------------------------------------------------------------- */
 
 static wb_status cell_fail(const wb_route_model *m, const wb_record *r, size_t cell, const char *expected,
                            uint64_t bound, uint64_t found) {
     const uint32_t columns = wb_indexer_columns(m);
-    uint32_t i = 0;
-    while (wb_indexer_column(m, i) != cell % columns) i++;
+    const uint32_t layer = m->indexer_layers[wb_indexer_layer(m, (uint32_t)(cell % columns))];
     return wb_fail(WB_INVALID_ARGUMENT,
                    "record %s: indexer: position %" PRIu64 ", model layer %" PRIu32 ": expected %s %" PRIu64
                    ", found %" PRIu64,
-                   r->rid, r->indexer->start + (uint64_t)(cell / columns), m->indexer_layers[i], expected,
-                   bound, found);
+                   r->rid, r->indexer->start + (uint64_t)(cell / columns), layer, expected, bound, found);
 }
 
 /* `total`: the last cell's end. There are as many positions, so that none is read beyond it. */

@@ -20,7 +20,7 @@ static void add_id(id_list *list, size_t *used, uint32_t id) {
 static wb_status wrong_row(const wb_route_model *m, const wb_hash_routes *hash, uint32_t i,
                            const wb_row_walk *walk, const int32_t *expected) {
     const wb_record *record = walk->record;
-    const uint32_t l = hash->moe_layers[i];
+    const uint32_t l = hash->hash_layers[i];
     id_list found = {""}, by_table = {""};
     size_t n_found = 0, n_expected = 0;
     for (uint32_t k = 0; k < wb_route_layer_k(m, l); k++) {
@@ -51,9 +51,9 @@ wb_status wb_record_check_hash(const wb_route_model *m, const wb_hash_routes *ha
                            "record %s: position %" PRIu32 ": expected a token below %" PRIu32
                            ", found %" PRIu32,
                            record->rid, walk.position, hash->vocab_size, token);
-        for (uint32_t i = 0; i < hash->n_layers; i++) {
+        for (uint32_t i = 0; i < hash->n_hash_layers; i++) {
             const int32_t *expected = hash->ids + ((size_t)i * hash->vocab_size + token) * m->top_k;
-            if (!follows(m, hash->moe_layers[i], walk.row, expected))
+            if (!follows(m, hash->hash_layers[i], walk.row, expected))
                 return wrong_row(m, hash, i, &walk, expected);
         }
     }

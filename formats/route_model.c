@@ -17,9 +17,9 @@ static wb_status field_check(const char *field, const char *text, size_t capacit
 }
 
 static wb_status layers_check(const wb_route_model *m) {
-    if (m->num_hidden_layers == 0 || m->num_hidden_layers > WB_MAX_LAYERS)
+    if (m->num_hidden_layers == 0 || m->num_hidden_layers > WB_MAX_MODEL_LAYERS)
         return wb_fail(WB_INVALID_ARGUMENT, "model num_hidden_layers: expected 1..%u, found %" PRIu32,
-                       WB_MAX_LAYERS, m->num_hidden_layers);
+                       WB_MAX_MODEL_LAYERS, m->num_hidden_layers);
     if (m->n_moe_layers == 0 || m->n_moe_layers > m->num_hidden_layers)
         return wb_fail(WB_INVALID_ARGUMENT, "model n_moe_layers: expected 1..%" PRIu32 ", found %" PRIu32,
                        m->num_hidden_layers, m->n_moe_layers);

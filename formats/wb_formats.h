@@ -277,6 +277,9 @@ WB_API uint32_t wb_indexer_columns(const wb_route_model *model);
  * layer whose indexer it uses. */
 WB_API uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i);
 
+/* The other way: the place in indexer_layers of the layer that has the indexer of `column`, column < S. */
+WB_API uint32_t wb_indexer_layer(const wb_route_model *model, uint32_t column);
+
 /* The choice of the token at `position` in `column`; false, and nothing written, when `rows`, of a record
  * that has passed wb_record_check, have none or are NULL. */
 WB_API bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *rows, uint32_t position,
@@ -289,6 +292,17 @@ static inline uint32_t wb_indexer_position(const wb_indexer_choice *choice, uint
 
 /* How many positions are in both. */
 WB_API uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b);
+
+/* Whether both have the same positions. */
+WB_API bool wb_indexer_same(wb_indexer_choice a, wb_indexer_choice b);
+
+/* Where choices are computed and followed they are lists: int32 [k], the positions ascending, -1 behind the
+ * last one. The choice that a list says points into it, or has positions NULL where they are 0 ..
+ * count - 1, as a record has it. */
+WB_API wb_indexer_choice wb_indexer_of_list(const int32_t *list, uint32_t k);
+
+/* The list of a choice, whose count is at most k. list_out: [k] */
+WB_API void wb_indexer_to_list(const wb_indexer_choice *choice, uint32_t k, int32_t *list_out);
 
 /* What a token adds to KL(rollout || trainer) and to its neighbours: log r is the log-probability under which
  * the token was sampled minus that of the other side. */
@@ -309,10 +323,12 @@ WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *r
 /* Where tokens go in the hash-routed layers of a model: not by a router's logits but by a table, the same for
  * a token wherever it stands. */
 typedef struct wb_hash_routes {
-    uint32_t n_layers;          /* hash-routed layers */
-    const uint32_t *moe_layers; /* [n_layers] their indices among the MoE layers, ascending */
-    uint32_t vocab_size;        /* V */
-    const int32_t *ids; /* host [n_layers][V][top_k of the model] experts below E, distinct for a token */
+    /* [n_hash_layers] indices among the MoE layers, ascending, as of wb_route_model */
+    uint32_t n_hash_layers;
+    const uint32_t *hash_layers;
+    uint32_t vocab_size; /* V */
+    const int32_t
+        *ids; /* host [n_hash_layers][V][top_k of the model] experts below E, distinct for a token */
 } wb_hash_routes;
 
 /* Whether the valid rows of a record, which has passed wb_record_check with `deep`, are those of the tables,

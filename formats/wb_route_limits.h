@@ -6,7 +6,7 @@
 #include <stddef.h>
 
 #define WB_MAX_EXPERTS 65536u
-#define WB_MAX_LAYERS 65536u
+#define WB_MAX_MODEL_LAYERS 65536u
 /* One row fits a chunk of a dump. */
 #define WB_MAX_ROW_BYTES ((size_t)1 << 30)
 #define WB_MAX_RID_BYTES 1024u

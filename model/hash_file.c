@@ -14,7 +14,7 @@ struct wb_hash_file {
 static wb_status read_folder(const char *dir, wb_hash_file *file) {
     wb_model *m = file->blank;
     wb_safetensors *files = NULL;
-    const size_t n = (size_t)(m->hash.n_layers * wb_hash_table_length(m));
+    const size_t n = (size_t)(m->hash.n_hash_layers * wb_hash_table_length(m));
     if (n == 0) return WB_OK;
     WB_TRY(WB_NEW(file->ids, n, "tables of hash-routed layers"));
     m->hash.ids = m->hash_ids = file->ids;

@@ -27,30 +27,31 @@ wb_status wb_hash_tables_build(wb_model *m) {
         wb_registry_full_name(m, (int32_t)routes->moe_layers[routes->hash_layers[i]], -1, "mlp.gate.tid2eid",
                               m->hash_names[i]);
     m->hash = (wb_hash_routes){
-        .n_layers = n, .moe_layers = routes->hash_layers, .vocab_size = (uint32_t)m->config.vocab_size};
+        .n_hash_layers = n, .hash_layers = routes->hash_layers, .vocab_size = (uint32_t)m->config.vocab_size};
     return WB_OK;
 }
 
 void wb_hash_tables_layout(wb_model *m, wb_arena *arena) {
-    if (m->hash.n_layers == 0) return;
-    const int64_t n = m->hash.n_layers * wb_hash_table_length(m);
+    if (m->hash.n_hash_layers == 0) return;
+    const int64_t n = m->hash.n_hash_layers * wb_hash_table_length(m);
     wb_place(arena, &m->hash_tables, n, 1, sizeof(int32_t));
     WB_PLACE_HOST(arena, m->hash_ids, n);
     m->hash.ids = m->hash_ids;
 }
 
 const wb_hash_routes *wb_model_hash_routes(const wb_model *m) {
-    return m->hash.n_layers > 0 ? &m->hash : NULL;
+    return m->hash.n_hash_layers > 0 ? &m->hash : NULL;
 }
 
 static wb_status upload(const wb_model *m) {
-    const size_t bytes = (size_t)(m->hash.n_layers * wb_hash_table_length(m)) * sizeof(int32_t);
-    return m->hash.n_layers == 0 ? WB_OK
-                                 : m->device->to_device(m->device, m->hash_tables.data, m->hash_ids, bytes);
+    const size_t bytes = (size_t)(m->hash.n_hash_layers * wb_hash_table_length(m)) * sizeof(int32_t);
+    return m->hash.n_hash_layers == 0
+               ? WB_OK
+               : m->device->to_device(m->device, m->hash_tables.data, m->hash_ids, bytes);
 }
 
 uint64_t wb_hash_tables_digest(const wb_model *m) {
-    const size_t n = (size_t)(m->hash.n_layers * wb_hash_table_length(m));
+    const size_t n = (size_t)(m->hash.n_hash_layers * wb_hash_table_length(m));
     return n == 0 ? 0 : wb_hash64(m->hash_ids, n * sizeof *m->hash_ids);
 }
 
@@ -103,9 +104,9 @@ static wb_status load_table(const wb_model *m, const wb_safetensors *files, size
 }
 
 wb_status wb_hash_tables_read(const wb_model *m, const wb_safetensors *files, const char *dir, bool *used) {
-    for (uint32_t i = 0; i < m->hash.n_layers; i++) {
+    for (uint32_t i = 0; i < m->hash.n_hash_layers; i++) {
         const wb_tensor named = {.name = m->hash_names[i],
-                                 .layer = (int32_t)m->route_model.moe_layers[m->hash.moe_layers[i]],
+                                 .layer = (int32_t)m->route_model.moe_layers[m->hash.hash_layers[i]],
                                  .expert = -1};
         const size_t at = wb_tensor_lookup(m, files, &named);
         if (at == SIZE_MAX) return wb_fail(WB_NOT_FOUND, "%s: missing tensor %s", dir, named.name);
@@ -137,7 +138,7 @@ static void fill_token(const wb_router *router, uint64_t key, int32_t *ids) {
 
 wb_status wb_hash_tables_fill(wb_model *m, uint64_t seed) {
     const int32_t K = m->config.router.top_k;
-    for (uint32_t i = 0; i < m->hash.n_layers; i++) {
+    for (uint32_t i = 0; i < m->hash.n_hash_layers; i++) {
         const uint64_t key = wb_mix64(wb_hash64_seeded(m->hash_names[i], strlen(m->hash_names[i]), seed));
         for (int32_t token = 0; token < m->config.vocab_size; token++)
             fill_token(&m->config.router, key + (uint64_t)token * 64, table_of(m, i) + (int64_t)token * K);
@@ -146,7 +147,7 @@ wb_status wb_hash_tables_fill(wb_model *m, uint64_t seed) {
 }
 
 wb_status wb_hash_tables_copy(const wb_model *to, const wb_model *from) {
-    const size_t n = (size_t)(to->hash.n_layers * wb_hash_table_length(to));
+    const size_t n = (size_t)(to->hash.n_hash_layers * wb_hash_table_length(to));
     if (n == 0 || memcmp(to->hash_ids, from->hash_ids, n * sizeof *to->hash_ids) == 0) return WB_OK;
     memcpy(to->hash_ids, from->hash_ids, n * sizeof *to->hash_ids);
     return upload(to);

@@ -40,8 +40,8 @@ static inline int64_t wb_hash_table_length(const wb_model *model) {
 
 /* The device table of MoE layer moe_index, [V, K]; NULL where it is not hash-routed. */
 static inline const int32_t *wb_hash_table_of(const wb_model *model, int32_t moe_index) {
-    for (uint32_t i = 0; i < model->hash.n_layers; i++)
-        if (model->hash.moe_layers[i] == (uint32_t)moe_index)
+    for (uint32_t i = 0; i < model->hash.n_hash_layers; i++)
+        if (model->hash.hash_layers[i] == (uint32_t)moe_index)
             return (const int32_t *)model->hash_tables.data + (int64_t)i * wb_hash_table_length(model);
     return NULL;
 }

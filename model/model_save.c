@@ -92,7 +92,7 @@ static void list_fused(shard *s) {
 
 /* Rank 0 writes them, behind all else. */
 static void list_tables(shard *s) {
-    s->n_tables = s->model->rank == 0 ? s->model->hash.n_layers : 0;
+    s->n_tables = s->model->rank == 0 ? s->model->hash.n_hash_layers : 0;
     for (size_t i = 0; i < s->n_tables; i++)
         s->views[s->n + s->fused->n + i] = wb_hash_table_view(s->model, (uint32_t)i);
 }
@@ -113,7 +113,8 @@ static void list_tensors(shard *s, const wb_model *m) {
 
 static wb_status write_shard(const wb_model *m, wb_fused_save *fused, wb_new_file *file) {
     shard s = {.model = m, .fused = fused};
-    const size_t max = (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0) + m->hash.n_layers;
+    const size_t max =
+        (size_t)m->n_tensors + (m->mtp ? (size_t)m->mtp->n_tensors : 0) + m->hash.n_hash_layers;
     wb_status status = WB_OWN(&s.memory, s.views, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.tensors, max, "shard");
     if (status == WB_OK) status = WB_OWN(&s.memory, s.chunk, CHUNK_BYTES, "shard");
@@ -154,7 +155,7 @@ static int list_in_map(const wb_model *m, bool as_opened, json_t *map, int64_t *
         const wb_shard_name name = wb_shard_name_of(writer_of(m, i), m->n_ranks);
         if (json_object_set_new(map, written, json_string(name.text)) != 0) return 1;
     }
-    for (uint32_t i = 0; i < m->hash.n_layers; i++) {
+    for (uint32_t i = 0; i < m->hash.n_hash_layers; i++) {
         const wb_tensor_view view = wb_hash_table_view(m, i);
         *total += (int64_t)view.bytes;
         if (json_object_set_new(map, view.name, json_string(wb_shard_name_of(0, m->n_ranks).text)) != 0)

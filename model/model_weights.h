@@ -100,11 +100,11 @@ struct wb_model {
     int32_t n_tensors;
 
     wb_route_model route_model;
-    /* Of hash-routed layers (hash_tables.h); n_layers 0: there are none. */
+    /* Of hash-routed layers (hash_tables.h); n_hash_layers 0: there are none. */
     wb_hash_routes hash;
-    int32_t *hash_ids;                        /* host [hash.n_layers][V][K], what hash.ids points to */
+    int32_t *hash_ids;                        /* host [hash.n_hash_layers][V][K], what hash.ids points to */
     wb_buffer hash_tables;                    /* int32, the same */
-    char (*hash_names)[WB_TENSOR_NAME_BYTES]; /* [hash.n_layers] in checkpoints */
+    char (*hash_names)[WB_TENSOR_NAME_BYTES]; /* [hash.n_hash_layers] in checkpoints */
     /* Of the checkpoint that the model was opened from, or NULL: the text of its config.json, its small files
      * on rank 0, and what was ignored in it. */
     char *source_config;

@@ -32,11 +32,11 @@ static wb_status options_check(const wb_route_model *model, const wb_replay_opti
                        "replay: stage of %" PRId32 " MoE layers from %" PRId32
                        ": expected inside the model's %" PRIu32,
                        o->n_layers, o->first_layer, model->n_moe_layers);
-    for (uint32_t i = 0; o->hash && i < o->hash->n_layers; i++)
-        if (o->hash->moe_layers[i] >= model->n_moe_layers)
+    for (uint32_t i = 0; o->hash && i < o->hash->n_hash_layers; i++)
+        if (o->hash->hash_layers[i] >= model->n_moe_layers)
             return wb_fail(WB_INVALID_ARGUMENT,
                            "replay: hash: expected MoE layers below %" PRIu32 ", found %" PRIu32,
-                           model->n_moe_layers, o->hash->moe_layers[i]);
+                           model->n_moe_layers, o->hash->hash_layers[i]);
     if (o->indexer && model->n_indexer_layers == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "replay: indexer: the model has no layer with an indexer");
     return WB_OK;

@@ -18,9 +18,7 @@ typedef struct listed_rows {
 
 /* The model layer of a column. */
 static uint32_t layer_of(const wb_route_model *m, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(m, i) != column) i++;
-    return m->indexer_source[i];
+    return m->indexer_layers[wb_indexer_layer(m, column)];
 }
 
 static wb_indexer_choice choice_of(const micro_batch *b, const listed_cell *cell) {
@@ -103,10 +101,8 @@ static bool unmeasured(const listed_cell *cell) {
 }
 
 static void list(const micro_batch *b, const listed_cell *cell, uint32_t k, int32_t *listed_out) {
-    const wb_indexer_choice choice = choice_of(b, cell);
-    const uint32_t count = cell->direction == WB_ROW_FORCED ? choice.count : 0;
-    for (uint32_t j = 0; j < count; j++) listed_out[j] = (int32_t)wb_indexer_position(&choice, j);
-    for (uint32_t j = count; j < k; j++) listed_out[j] = -1;
+    const wb_indexer_choice none = {0}, choice = choice_of(b, cell);
+    wb_indexer_to_list(cell->direction == WB_ROW_FORCED ? &choice : &none, k, listed_out);
 }
 
 /* Where a micro-batch has no plan, which only mode OFF allows. */
@@ -152,15 +148,8 @@ static wb_status row_fail(const listed_rows *s, uint32_t t, wb_status status, co
                    s->index, s->layer, s->row + t, what);
 }
 
-/* How many positions a caller's row has, up to the first -1. */
-static uint32_t count_of(const int32_t *listed, uint32_t k) {
-    uint32_t n = 0;
-    while (n < k && listed[n] >= 0) n++;
-    return n;
-}
-
 static wb_status check_listed(const wb_replay *r, const listed_rows *s, uint32_t t, const int32_t *listed) {
-    const uint32_t k = r->model.indexer_k, n = count_of(listed, k);
+    const uint32_t k = r->model.indexer_k, n = wb_indexer_of_list(listed, k).count;
     for (uint32_t j = 1; j < n; j++)
         if (listed[j] <= listed[j - 1])
             return row_fail(s, t, WB_INVALID_ARGUMENT, "positions are not ascending");
@@ -172,12 +161,9 @@ static wb_status check_listed(const wb_replay *r, const listed_rows *s, uint32_t
     return WB_OK;
 }
 
+/* Of a list that check_listed has passed. */
 static bool is_planned(const micro_batch *b, const listed_cell *cell, const int32_t *listed, uint32_t k) {
-    const wb_indexer_choice choice = choice_of(b, cell);
-    if (count_of(listed, k) != choice.count) return false;
-    for (uint32_t j = 0; j < choice.count; j++)
-        if ((uint32_t)listed[j] != wb_indexer_position(&choice, j)) return false;
-    return true;
+    return wb_indexer_same(choice_of(b, cell), wb_indexer_of_list(listed, k));
 }
 
 static wb_status check_told(const wb_replay *r, const listed_rows *s, const int32_t *used,
@@ -203,9 +189,8 @@ static void measure(wb_replay *r, const listed_rows *s, uint32_t t, const int32_
     listed_cell *cell = &s->cells[t];
     double *sums = r->sums + SUMS_FIXED + ((size_t)r->model.n_moe_layers + s->column) * SUMS_PER_LAYER;
     if (!unmeasured(cell)) return;
-    /* Positions that are not negative are the same as u32. */
     const wb_indexer_choice mine = choice_of(s->batch, cell);
-    const wb_indexer_choice theirs = {count_of(native, r->model.indexer_k), (const uint32_t *)native};
+    const wb_indexer_choice theirs = wb_indexer_of_list(native, r->model.indexer_k);
     const uint32_t common = wb_indexer_common(mine, theirs);
     cell->noted |= NOTED_MEASURED;
     sums[LAYER_TOKENS] += 1;
@@ -220,18 +205,18 @@ static wb_status reserve_kept(const wb_replay *r, const listed_rows *s, const in
     if (!used || r->mode == WB_REPLAY_OFF) return WB_OK;
     for (uint32_t t = 0; t < s->rows; t++)
         if (s->cells[t].direction == WB_ROW_NATIVE)
-            more += count_of(used + (size_t)t * r->model.indexer_k, r->model.indexer_k);
+            more += wb_indexer_of_list(used + (size_t)t * r->model.indexer_k, r->model.indexer_k).count;
     return WB_GROW(b->kept, b->n_kept + more, &b->kept_capacity, "replay: what indexers chose");
 }
 
 static void keep(const wb_replay *r, micro_batch *b, listed_cell *cell, const int32_t *used) {
-    const uint32_t count = count_of(used, r->model.indexer_k);
-    const bool all = count == 0 || (uint32_t)used[count - 1] == count - 1;
-    cell->count = count;
+    const wb_indexer_choice choice = wb_indexer_of_list(used, r->model.indexer_k);
+    cell->count = choice.count;
     cell->positions = NULL;
-    cell->is_kept = !all;
+    cell->is_kept = choice.positions != NULL;
     cell->kept_at = b->n_kept;
-    for (uint32_t j = 0; !all && j < count; j++) b->kept[b->n_kept++] = (uint32_t)used[j];
+    for (uint32_t j = 0; choice.positions && j < choice.count; j++)
+        b->kept[b->n_kept++] = choice.positions[j];
     cell->direction = WB_ROW_FORCED;
     cell->has_plan = true;
 }

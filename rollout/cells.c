@@ -23,31 +23,21 @@ uint64_t wb_cells_n_positions(const wb_cells *cells) {
     return n > 0 ? cells->ends[n - 1] : 0;
 }
 
-/* The next cell: 0 .. count - 1 where positions is NULL, else these. */
-static void append(wb_cells *cells, size_t cell, uint32_t count, const uint32_t *positions) {
+/* The next cell. */
+static void append(wb_cells *cells, size_t cell, wb_indexer_choice choice) {
     const uint64_t from = cell > 0 ? cells->ends[cell - 1] : 0;
-    cells->counts[cell] = count;
-    cells->ends[cell] = from + (positions ? count : 0);
-    if (positions) memcpy(cells->positions + from, positions, count * sizeof *positions);
-}
-
-static uint32_t count_of(const int32_t *list, uint32_t k) {
-    uint32_t n = 0;
-    while (n < k && list[n] >= 0) n++;
-    return n;
+    cells->counts[cell] = choice.count;
+    cells->ends[cell] = from + (choice.positions ? choice.count : 0);
+    if (choice.positions)
+        memcpy(cells->positions + from, choice.positions, choice.count * sizeof *choice.positions);
 }
 
 void wb_cells_append(wb_cells *cells, const int32_t *lists, size_t stride, uint32_t n) {
     const uint32_t S = cells->shape.columns, k = cells->shape.k;
     size_t cell = (size_t)cells->n_rows * S;
     for (uint32_t i = 0; i < n; i++)
-        for (uint32_t column = 0; column < S; column++, cell++) {
-            const int32_t *list = lists + ((size_t)column * stride + i) * k;
-            const uint32_t count = count_of(list, k);
-            const bool whole = count == 0 || (uint32_t)list[count - 1] == count - 1;
-            /* Positions that are not negative are the same as u32. */
-            append(cells, cell, count, whole ? NULL : (const uint32_t *)list);
-        }
+        for (uint32_t column = 0; column < S; column++, cell++)
+            append(cells, cell, wb_indexer_of_list(lists + ((size_t)column * stride + i) * k, k));
     cells->n_rows += n;
 }
 
@@ -55,7 +45,8 @@ void wb_cells_append_whole(wb_cells *cells, uint32_t n) {
     const uint32_t S = cells->shape.columns;
     for (uint32_t i = 0; i < n; i++, cells->n_rows++)
         for (uint32_t column = 0; column < S; column++)
-            append(cells, (size_t)cells->n_rows * S + column, count_at(&cells->shape, cells->n_rows), NULL);
+            append(cells, (size_t)cells->n_rows * S + column,
+                   (wb_indexer_choice){count_at(&cells->shape, cells->n_rows), NULL});
 }
 
 void wb_cells_append_record(wb_cells *cells, const wb_route_model *model, const wb_record *record,
@@ -65,7 +56,7 @@ void wb_cells_append_record(wb_cells *cells, const wb_route_model *model, const 
         for (uint32_t column = 0; column < S; column++) {
             wb_indexer_choice choice = {0};
             wb_indexer_at(model, record->indexer, t, column, &choice);
-            append(cells, (size_t)t * S + column, choice.count, choice.positions);
+            append(cells, (size_t)t * S + column, choice);
         }
 }
 
@@ -100,11 +91,9 @@ wb_status wb_cells_check(const wb_cell_shape *shape, const wb_route_model *model
 void wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out) {
     const size_t cell = (size_t)token * cells->shape.columns + column;
     const uint64_t from = cell > 0 ? cells->ends[cell - 1] : 0;
-    const uint32_t count = cells->counts[cell];
     const bool whole = cells->ends[cell] == from;
-    for (uint32_t j = 0; j < count; j++)
-        list_out[j] = whole ? (int32_t)j : (int32_t)cells->positions[from + j];
-    for (uint32_t j = count; j < cells->shape.k; j++) list_out[j] = -1;
+    const wb_indexer_choice choice = {cells->counts[cell], whole ? NULL : cells->positions + from};
+    wb_indexer_to_list(&choice, cells->shape.k, list_out);
 }
 
 const wb_indexer_rows *wb_cells_return(wb_cells *cells, uint32_t start) {

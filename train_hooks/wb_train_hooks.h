@@ -15,6 +15,10 @@
  * wants wb_hooks_dispatched for every row, told where the ids are taken to send tokens, from what is taken:
  * after the gate, from its own output, it would prove nothing.
  *
+ * What indexers choose is none of these calls' matter: a trainer whose replay has options.indexer asks
+ * wb_replay_indexer_rows where the rows of a layer are to look, and tells wb_replay_indexer_store where they
+ * looked, before step_end, which wants that of every row.
+ *
  * The load that an auxiliary loss or a selection-bias update should see is that of the ids returned here,
  * without padding rows, which for forced rows is the rollout's; a bias only selects, so it has no effect on
  * forced rows.

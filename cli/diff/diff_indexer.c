@@ -11,9 +11,7 @@ wb_status diff_open_indexers(diff *d) {
 }
 
 uint32_t diff_indexer_layer(const diff *d, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(d->model, i) != column) i++;
-    return d->model->indexer_source[i];
+    return d->model->indexer_layers[wb_indexer_layer(d->model, column)];
 }
 
 static wb_status note(diff *d, const wb_record *r, uint32_t position, uint32_t column) {
@@ -33,7 +31,7 @@ static wb_status compare_row(diff *d, const wb_record *a, const wb_record *b, ui
         (void)wb_indexer_at(d->model, a->indexer, p, s, &x);
         (void)wb_indexer_at(d->model, b->indexer, p, s, &y);
         const uint32_t common = wb_indexer_common(x, y);
-        const bool same = common == x.count && common == y.count;
+        const bool same = wb_indexer_same(x, y);
         d->indexers[s].rows++;
         d->indexers[s].same += same;
         d->indexers[s].overlap += x.count > 0 ? (double)common / (double)x.count : 1;

@@ -155,9 +155,7 @@ double stats_mean_span(const stats_indexer *i) {
 }
 
 uint32_t stats_indexer_layer(const stats *s, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(s->model, i) != column) i++;
-    return s->model->indexer_source[i];
+    return s->model->indexer_layers[wb_indexer_layer(s->model, column)];
 }
 
 static wb_status open_memory(stats *s, uint64_t n_records) {

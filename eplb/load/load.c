@@ -27,9 +27,9 @@ static wb_status check_region(uint32_t i, const wb_load_region *regions) {
         if (strcmp(regions[other].name, r->name) == 0)
             return wb_fail(WB_INVALID_ARGUMENT, "load regions %" PRIu32 " and %" PRIu32 ": both named \"%s\"",
                            other, i, r->name);
-    if (r->n_layers == 0 || r->n_layers > WB_MAX_LAYERS)
+    if (r->n_layers == 0 || r->n_layers > WB_MAX_MODEL_LAYERS)
         return wb_fail(WB_INVALID_ARGUMENT, "load region \"%s\": n_layers: expected 1..%u, found %" PRIu32,
-                       r->name, WB_MAX_LAYERS, r->n_layers);
+                       r->name, WB_MAX_MODEL_LAYERS, r->n_layers);
     if (r->n_experts == 0 || r->n_experts > WB_MAX_EXPERTS)
         return wb_fail(WB_INVALID_ARGUMENT, "load region \"%s\": n_experts: expected 1..%u, found %" PRIu32,
                        r->name, WB_MAX_EXPERTS, r->n_experts);

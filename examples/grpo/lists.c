@@ -5,14 +5,6 @@
 
 #include <stdlib.h>
 
-/* Of the model's layers with indexers those that have their own, one a column: i of indexer_layers, from the
- * one after `i` on; -1: none. */
-static int64_t next_indexer(const wb_route_model *model, int64_t i) {
-    for (i++; i < model->n_indexer_layers; i++)
-        if (model->indexer_source[i] == model->indexer_layers[i]) return i;
-    return -1;
-}
-
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 wb_status lists_check(const trainer *t) {
@@ -49,9 +41,10 @@ wb_status lists_ask(const trainer *t, wb_replay *replay, packed_batch *p, int32_
     bool any_forced = false;
     l->want_native = false;
     if (l->columns == 0) return WB_OK;
-    for (int64_t i = next_indexer(model, -1); i >= 0; i = next_indexer(model, i)) {
+    for (uint32_t column = 0; column < l->columns; column++) {
+        const uint32_t i = wb_indexer_layer(model, column);
         wb_replay_indexer_slice slice;
-        WB_TRY(wb_replay_indexer_rows(replay, m, (uint32_t)i, 0, (uint32_t)T, listed, direction, &slice));
+        WB_TRY(wb_replay_indexer_rows(replay, m, i, 0, (uint32_t)T, listed, direction, &slice));
         any_forced |= slice.any_forced;
         l->want_native |= slice.want_native;
         listed += T * l->k;
@@ -76,20 +69,13 @@ wb_status lists_store(const trainer *t, wb_replay *replay, packed_batch *p, int3
     if (l->columns == 0) return WB_OK;
     WB_TRY(t->device->to_host(t->device, l->host_listed, l->listed.data, bytes));
     if (l->want_native) WB_TRY(t->device->to_host(t->device, l->host_native, l->native.data, bytes));
-    for (int64_t i = next_indexer(model, -1); i >= 0; i = next_indexer(model, i), at += T * l->k)
-        WB_TRY(wb_replay_indexer_store(replay, m, (uint32_t)i, 0, (uint32_t)T, l->host_listed + at,
-                                       l->want_native ? l->host_native + at : NULL));
+    for (uint32_t column = 0; column < l->columns; column++, at += T * l->k)
+        WB_TRY(wb_replay_indexer_store(replay, m, wb_indexer_layer(model, column), 0, (uint32_t)T,
+                                       l->host_listed + at, l->want_native ? l->host_native + at : NULL));
     return WB_OK;
 }
 
 /* ---- what came of it -------------------------------------------------------------------------- */
-
-static bool same_list(const int32_t *list, int64_t k, const wb_indexer_choice *choice) {
-    for (int64_t j = 0; j < k; j++)
-        if (list[j] != (j < choice->count ? (int32_t)wb_indexer_position(choice, (uint32_t)j) : -1))
-            return false;
-    return true;
-}
 
 void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb, row_count *count) {
     const packed_lists *l = &p->lists;
@@ -101,8 +87,9 @@ void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb,
                 const uint32_t position = (uint32_t)(row - mb->seq_start[s]);
                 wb_indexer_choice choice;
                 if (!wb_indexer_at(model, record->indexer, position, (uint32_t)column, &choice)) continue;
+                const int32_t *list = l->host_listed + (column * mb->T + row) * l->k;
                 count->rows += 1;
-                count->differ += !same_list(l->host_listed + (column * mb->T + row) * l->k, l->k, &choice);
+                count->differ += !wb_indexer_same(wb_indexer_of_list(list, (uint32_t)l->k), choice);
             }
     }
 }
@@ -116,7 +103,8 @@ wb_status lists_metrics(const trainer *t, const wb_replay *replay, list_metrics 
     WB_TRY(WB_NEW(layers, model->n_indexer_layers, "indexer metrics"));
     wb_replay_get_indexer_metrics(replay, &fallback, layers);
     wb_replay_get_metrics(replay, &rows, NULL);
-    for (int64_t i = next_indexer(model, -1); i >= 0; i = next_indexer(model, i)) {
+    for (uint32_t column = 0; column < wb_indexer_columns(model); column++) {
+        const uint32_t i = wb_indexer_layer(model, column);
         tokens += layers[i].tokens;
         differ += layers[i].tokens * layers[i].differ;
     }

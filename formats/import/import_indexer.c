@@ -14,10 +14,9 @@ typedef struct choices {
     uint32_t rows, layers, k;
 } choices;
 
-/* The array's layer that has column s: all hidden layers are there, those of the list, or the columns. */
+/* The array's layer that has a column: all hidden layers are there, those of the list, or the columns. */
 static uint32_t layer_of(const wb_route_model *m, uint32_t layers, uint32_t column) {
-    uint32_t i = 0;
-    while (wb_indexer_column(m, i) != column) i++;
+    const uint32_t i = wb_indexer_layer(m, column);
     if (layers == wb_indexer_columns(m)) return column;
     return layers == m->n_indexer_layers ? i : m->indexer_layers[i];
 }
@@ -78,16 +77,18 @@ static wb_status take_rows(const choices *c, const wb_route_model *m, uint32_t s
     const uint32_t columns = wb_indexer_columns(m);
     const size_t cells = (size_t)c->rows * columns;
     wb_indexer_rows *rows = NULL;
-    uint32_t *counts = NULL, *positions = NULL;
+    uint32_t *counts = NULL, *positions = NULL, *layer = NULL; /* layer: [columns] */
     uint64_t *ends = NULL, at = 0;
     WB_TRY(WB_OWN(owner, rows, 1, "indexer_topk"));
+    WB_TRY(WB_OWN(owner, layer, columns, "indexer_topk"));
     WB_TRY(WB_OWN(owner, counts, cells, "indexer_topk"));
     WB_TRY(WB_OWN(owner, ends, cells, "indexer_topk"));
     WB_TRY(WB_OWN_ALLOC(owner, positions, cells * c->k + 1, sizeof *positions, "indexer_topk"));
+    for (uint32_t column = 0; column < columns; column++) layer[column] = layer_of(m, c->layers, column);
     for (size_t cell = 0; cell < cells; cell++) {
-        const size_t row = cell / columns, layer = layer_of(m, c->layers, (uint32_t)(cell % columns));
-        WB_TRY(take_cell(c, (row * c->layers + layer) * c->k, start + (uint32_t)row, positions + at,
-                         &counts[cell]));
+        const size_t row = cell / columns;
+        WB_TRY(take_cell(c, (row * c->layers + layer[cell % columns]) * c->k, start + (uint32_t)row,
+                         positions + at, &counts[cell]));
         ends[cell] = at += counts[cell];
     }
     *rows = (wb_indexer_rows){start, c->rows, counts, ends, positions};

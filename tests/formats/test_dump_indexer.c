@@ -153,6 +153,34 @@ static void refused(const wb_route_model *m, const wb_record *r, const char *say
     if (!strstr(wb_error_message(), says)) fail_msg("expected \"%s\", found %s", says, wb_error_message());
 }
 
+/* Lists, what they choose, and whether that is stored as the first positions that there are. */
+static void test_lists_are_choices(void **state) {
+    (void)state;
+    static const struct {
+        int32_t list[4];
+        uint32_t count;
+        bool all;
+    } cases[] = {{{-1, -1, -1, -1}, 0, true}, {{0, -1, -1, -1}, 1, true}, {{1, -1, -1, -1}, 1, false},
+                 {{0, 1, 2, -1}, 3, true},    {{0, 1, 3, -1}, 3, false},  {{0, 1, 2, 3}, 4, true},
+                 {{0, 2, 3, 4}, 4, false},    {{1, 2, 3, 4}, 4, false}};
+    enum { N = sizeof cases / sizeof cases[0] };
+    for (size_t i = 0; i < N; i++) {
+        const wb_indexer_choice choice = wb_indexer_of_list(cases[i].list, 4);
+        int32_t list[5] = {7, 7, 7, 7, 7};
+        assert_int_equal(cases[i].count, choice.count);
+        assert_true(cases[i].all == !choice.positions);
+        wb_indexer_to_list(&choice, 4, list);
+        assert_memory_equal(cases[i].list, list, sizeof cases[i].list);
+        assert_int_equal(7, list[4]);
+        /* The same, too, where the first positions are stored one by one. */
+        const wb_indexer_choice stored = {choice.count, (const uint32_t *)cases[i].list};
+        for (size_t j = 0; j < N; j++) {
+            assert_true((i == j) == wb_indexer_same(stored, wb_indexer_of_list(cases[j].list, 4)));
+            assert_true((i == j) == wb_indexer_same(wb_indexer_of_list(cases[j].list, 4), stored));
+        }
+    }
+}
+
 static void test_records_that_cannot_be(void **state) {
     place *p = *state;
     const wb_route_model *m = &p->f.model;
@@ -171,6 +199,8 @@ static void test_records_that_cannot_be(void **state) {
     assert_int_equal(wb_indexer_column(m, 0), 0);
     assert_int_equal(wb_indexer_column(m, 1), 0);
     assert_int_equal(wb_indexer_column(m, 2), 1);
+    assert_int_equal(wb_indexer_layer(m, 0), 0);
+    assert_int_equal(wb_indexer_layer(m, 1), 2);
 
     run.rows = 4;
     refused(m, &r, "4 rows from position 2 must be inside [0, 5)");
@@ -283,6 +313,7 @@ int main(int argc, char **argv) {
         WITH_PLACE(test_round_trip),
         WITH_PLACE(test_copy),
         WITH_PLACE(test_damage),
+        WITH_PLACE(test_lists_are_choices),
         WITH_PLACE(test_records_that_cannot_be),
         WITH_PLACE(test_models_that_cannot_be),
         WITH_PLACE(test_bytes_of_a_cell),

@@ -63,7 +63,7 @@ static void test_rule_9_choices_are_the_tables(void **state) {
     wb_route_rows rows;
     wb_model *model = open_one(oracle().text, WB_F32, &device, &comm);
     const wb_hash_routes *hash = wb_model_hash_routes(model);
-    assert_true(hash && hash->n_layers == 1 && hash->moe_layers[0] == 0 && hash->vocab_size == V);
+    assert_true(hash && hash->n_hash_layers == 1 && hash->hash_layers[0] == 0 && hash->vocab_size == V);
     make_tokens(&p, 1);
     forward(model, &p, NULL);
     int differing = 0;
@@ -281,8 +281,8 @@ static void test_tables_without_the_model(void **state) {
     wb_model *model = open_one(oracle().text, WB_F32, &device, &comm);
     assert_int_equal(wb_hash_file_open(oracle().text, &file), WB_OK);
     const wb_hash_routes *a = wb_model_hash_routes(model), *b = wb_hash_file_routes(file);
-    assert_true(b && a->n_layers == b->n_layers && a->vocab_size == b->vocab_size &&
-                a->moe_layers[0] == b->moe_layers[0]);
+    assert_true(b && a->n_hash_layers == b->n_hash_layers && a->vocab_size == b->vocab_size &&
+                a->hash_layers[0] == b->hash_layers[0]);
     assert_memory_equal(a->ids, b->ids, V * K * sizeof *a->ids);
     wb_hash_file_close(file);
     close_one(model, device, comm);

@@ -19,7 +19,8 @@ static void tables_open(tables *t, const wb_route_model *m, const fixture_record
             for (uint32_t k = 0; k < K; k++)
                 t->ids[((size_t)i * vocab + f->tokens[p]) * K + k] =
                     (int32_t)fixture_id(m, f->seed, p, hashed[i], k);
-    t->routes = (wb_hash_routes){.n_layers = 2, .moe_layers = hashed, .vocab_size = vocab, .ids = t->ids};
+    t->routes =
+        (wb_hash_routes){.n_hash_layers = 2, .hash_layers = hashed, .vocab_size = vocab, .ids = t->ids};
 }
 
 static void has(const char *part) {
@@ -83,7 +84,7 @@ static void test_other_rows_and_tokens(void **unused) {
     assert_int_equal(wb_record_check_hash(&m, &t.routes, &f.record), WB_MISMATCH);
     f.runs[0].valid = &all_but_4;
     OK(wb_record_check_hash(&m, &t.routes, &f.record));
-    t.routes.n_layers = 0;
+    t.routes.n_hash_layers = 0;
     t.routes.vocab_size = f.tokens[3];
     assert_int_equal(wb_record_check_hash(&m, &t.routes, &f.record), WB_MISMATCH);
     has("position 3: expected a token below 3003, found 3003");
@@ -96,7 +97,7 @@ static void test_layers_of_the_tables_are_the_models(void **unused) {
     (void)unused;
     const wb_route_model m = fixture_model(E, K, L);
     static const uint32_t beyond[] = {L};
-    const wb_hash_routes routes = {.n_layers = 1, .moe_layers = beyond, .vocab_size = 1};
+    const wb_hash_routes routes = {.n_hash_layers = 1, .hash_layers = beyond, .vocab_size = 1};
     wb_replay_options options = wb_replay_options_default();
     wb_replay *r = NULL;
     options.hash = &routes;

@@ -218,8 +218,7 @@ static inline bool same_lists(const repeater *r, const wb_record *record, uint32
         const int32_t *list = r->listed + (c * n + t) * k;
         wb_indexer_choice choice;
         if (!wb_indexer_at(routes, record->indexer, t, c, &choice)) return false;
-        for (uint32_t j = 0; j < k; j++)
-            if (list[j] != (j < choice.count ? (int32_t)wb_indexer_position(&choice, j) : -1)) return false;
+        if (!wb_indexer_same(choice, wb_indexer_of_list(list, (uint32_t)k))) return false;
     }
     return true;
 }

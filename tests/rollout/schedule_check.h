@@ -72,7 +72,7 @@ static inline bool same_cells(const wb_route_model *routes, const wb_indexer_row
     for (uint32_t c = 0; c < wb_indexer_columns(routes); c++) {
         wb_indexer_choice x, y;
         if (!wb_indexer_at(routes, a, t, c, &x) || !wb_indexer_at(routes, b, t, c, &y)) return false;
-        if (x.count != y.count || wb_indexer_common(x, y) != x.count) return false;
+        if (!wb_indexer_same(x, y)) return false;
     }
     return true;
 }

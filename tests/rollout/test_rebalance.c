@@ -112,8 +112,8 @@ static void play_hashed(mover *m) {
     for (uint32_t i = 0; i < N_LAYERS * N_EXPERTS; i++)
         loads[i] = (double)m->counts[i / N_EXPERTS][i % N_EXPERTS];
     must(wb_comm_all_reduce_f64(m->comm, loads, N_LAYERS * N_EXPERTS), "loads");
-    for (uint32_t i = 0; i < hash->n_layers; i++) {
-        const uint32_t l = hash->moe_layers[i];
+    for (uint32_t i = 0; i < hash->n_hash_layers; i++) {
+        const uint32_t l = hash->hash_layers[i];
         const size_t bytes = wb_placement_topology(placement)->n_slots * sizeof(int32_t);
         h->first += balancedness_of(first, l, &loads[l * N_EXPERTS]);
         h->last += balancedness_of(placement, l, &loads[l * N_EXPERTS]);

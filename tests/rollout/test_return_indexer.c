@@ -188,10 +188,8 @@ static int64_t lists_off(const world *w, const wb_record *record, const int32_t 
         for (uint32_t t = 0; t < T; t++) {
             const int32_t *list = lists + ((size_t)c * T + t) * k;
             wb_indexer_choice choice;
-            bool same = wb_indexer_at(routes, record->indexer, t, c, &choice);
-            for (uint32_t j = 0; same && j < k; j++)
-                same = list[j] == (j < choice.count ? (int32_t)wb_indexer_position(&choice, j) : -1);
-            n += !same;
+            n += !wb_indexer_at(routes, record->indexer, t, c, &choice) ||
+                 !wb_indexer_same(choice, wb_indexer_of_list(list, k));
         }
     return n;
 }
