@@ -429,8 +429,8 @@ static void test_rule_12_from_routes_start_on(void **state) {
     close_world(&w);
 }
 
-/* Three tokens to an entry and two entries: the first 8 tokens choose all that there is. Hits end there, where
- * a longer prompt has a snapshot too, and none ends behind; the request is what it is alone. */
+/* Three tokens to an entry and two entries: the first 8 tokens choose all that there is. Hits end there,
+ * where a longer prompt has a snapshot too, and none ends behind; the request is what it is alone. */
 static void test_rule_7_hits_within_the_first_tokens_alone(void **state) {
     (void)state;
     world w = open_world(false, WB_F32);
