@@ -124,11 +124,13 @@ static wb_status check_continued(const wb_request *request, const wb_request_lim
 
 static wb_status check_indexer(const wb_request *request, const wb_request_limits *limits) {
     if (!request->return_indexer) return WB_OK;
+    if (wb_indexer_columns(limits->route_model) == 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "request %s: return_indexer: the model has no layer with an indexer", request->rid);
     if (limits->cells.columns == 0)
         return wb_fail(WB_INVALID_ARGUMENT,
-                       "request %s: return_indexer: expected an engine with the option indexer over a model "
-                       "that has indexers, found %" PRIu32 " indexers",
-                       request->rid, wb_indexer_columns(limits->route_model));
+                       "request %s: return_indexer: expected an engine with the option indexer, found it off",
+                       request->rid);
     if (!request->continues) return WB_OK;
     return wb_cells_check(&limits->cells, limits->route_model, request->continues, wb_request_n_fed(request),
                           request->rid);

@@ -7,15 +7,14 @@ int32_t wb_sched_n_sharable(const wb_scheduler *scheduler, const wb_sched_entry 
     return entry->shares ? (int32_t)((entry->record->n_tokens - 1) / (uint32_t)scheduler->block_size) : 0;
 }
 
-/* Full blocks that an entry could take over itself. */
-static int32_t n_takable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
+int32_t wb_sched_n_takable(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
     const int32_t n = wb_sched_n_sharable(scheduler, entry);
     const int64_t most = entry->take_limit / (uint32_t)scheduler->block_size;
     return entry->take_limit > 0 && most < n ? (int32_t)most : n;
 }
 
 int32_t wb_sched_find_known(const wb_scheduler *scheduler, wb_sched_entry *entry) {
-    const int32_t n = n_takable(scheduler, entry);
+    const int32_t n = wb_sched_n_takable(scheduler, entry);
     int32_t n_known = 0, parent = WB_NO_BLOCK;
     for (int32_t i = 0; i < n; i++) {
         const uint32_t *tokens = entry->record->tokens + (size_t)i * (size_t)scheduler->block_size;
@@ -40,18 +39,21 @@ static int32_t n_common(const wb_scheduler *scheduler, const wb_sched_entry *a, 
     return i;
 }
 
-/* How many of the entry's blocks will be known once the other one is fed. Of a state there will be a
- * snapshot at the end of all that others could have of it, and nowhere before. */
+/* How many of the entry's blocks will be known once the other one is fed. Of a state there will be snapshots
+ * where its chunks end: of all that others could have of it, and of what it could take over itself. */
 static int32_t n_gained(const wb_scheduler *scheduler, const wb_sched_entry *entry,
                         const wb_sched_entry *other) {
-    const int32_t n = n_common(scheduler, entry, other), most = n_takable(scheduler, entry);
-    if (scheduler->has_states && (n < wb_sched_n_sharable(scheduler, other) || n > most)) return 0;
-    return n < most ? n : most;
+    const int32_t n = n_common(scheduler, entry, other), most = wb_sched_n_takable(scheduler, entry);
+    const int32_t both = n < most ? n : most, all = wb_sched_n_sharable(scheduler, other);
+    if (!scheduler->has_states || all <= both) return scheduler->has_states ? all : both;
+    const int32_t first = wb_sched_n_takable(scheduler, other);
+    const bool comes = other->n_in_pool < (uint32_t)first * (uint32_t)scheduler->block_size;
+    return comes && first <= both ? first : 0;
 }
 
 bool wb_sched_is_worth_waiting(const wb_scheduler *scheduler, const wb_sched_entry *entry, int32_t n_known) {
     const wb_sched_entry *other =
-        n_known < n_takable(scheduler, entry) ? wb_sched_first_running(scheduler) : NULL;
+        n_known < wb_sched_n_takable(scheduler, entry) ? wb_sched_first_running(scheduler) : NULL;
     for (; other; other = wb_sched_next_running(other))
         if (!wb_sched_decodes(other) && n_gained(scheduler, entry, other) > n_known) return true;
     return false;

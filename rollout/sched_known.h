@@ -9,6 +9,9 @@
  * one is sampled after it. */
 int32_t wb_sched_n_sharable(const wb_scheduler *scheduler, const wb_sched_entry *entry);
 
+/* Likewise that the entry could take over of others: within its take_limit. */
+int32_t wb_sched_n_takable(const wb_scheduler *scheduler, const wb_sched_entry *entry);
+
 /* Known blocks with the entry's first tokens into its `blocks`; returns how many it can go on behind, within
  * its take_limit: where it has a state, one with a snapshot is the last. */
 int32_t wb_sched_find_known(const wb_scheduler *scheduler, wb_sched_entry *entry);

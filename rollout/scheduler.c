@@ -248,12 +248,20 @@ static int32_t plan_decodes(wb_scheduler *scheduler) {
 
 /* ---- prefills ------------------------------------------------------------------------------------ */
 
-/* Plans the next chunk of an entry that has blocks for all its tokens. Returns its tokens. A state is to
- * stand at the end of what others could have of it, for its snapshot: a chunk ends there. */
+/* Where the entry's next chunk ends at the latest. A state is to stand at the end of what others could have
+ * of it, for its snapshot: of what those could that take over no more than this one, and of all. */
+static uint32_t chunk_end(const wb_scheduler *scheduler, const wb_sched_entry *entry) {
+    const uint32_t size = (uint32_t)scheduler->block_size;
+    const uint32_t ends[2] = {(uint32_t)wb_sched_n_takable(scheduler, entry) * size,
+                              (uint32_t)wb_sched_n_sharable(scheduler, entry) * size};
+    for (int i = 0; scheduler->has_states && i < 2; i++)
+        if (entry->n_in_pool < ends[i]) return ends[i];
+    return entry->record->n_tokens;
+}
+
+/* Plans the next chunk of an entry that has blocks for all its tokens. Returns its tokens. */
 static int32_t plan_chunk(const wb_scheduler *scheduler, wb_sched_entry *entry, int32_t budget) {
-    const uint32_t end = (uint32_t)wb_sched_n_sharable(scheduler, entry) * (uint32_t)scheduler->block_size;
-    const bool stops = scheduler->has_states && entry->n_in_pool < end;
-    const uint32_t left = (stops ? end : entry->record->n_tokens) - entry->n_in_pool;
+    const uint32_t left = chunk_end(scheduler, entry) - entry->n_in_pool;
     entry->n_planned = left < (uint32_t)budget ? left : (uint32_t)budget;
     return (int32_t)entry->n_planned;
 }

@@ -176,6 +176,6 @@ wb_finish wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
     s->completion.record.n_tokens = head.n_tokens;
     s->completion.record.n_spans = head.n_spans;
     s->n_fed = head.n_fed;
-    if (head.return_indexer) s->cells.n_rows = head.n_fed;
+    if (head.return_indexer) s->cells.n_rows = (uint32_t)(head.n_cells / s->cells.shape.columns);
     return (wb_finish)head.finish;
 }

@@ -52,8 +52,8 @@ typedef struct wb_engine_options {
      * beyond that one's limits, and steps in which requests travel allocate. On all ranks or on none. */
     bool lend_requests;
     /* Default false. True: requests may ask for what the model's indexers chose (return_indexer), for which
-     * there is memory then, in a model that has indexers: indexer_k numbers of 4 bytes for each indexer and
-     * token of a step, on the device and on the host. The same on all ranks. */
+     * there is memory then: 4 * indexer_k + 1 bytes for each indexer and token of a step, on the device and
+     * on the host. Without effect on a model that has no indexers. The same on all ranks. */
     bool indexer;
     /* Of max_batch_tokens, how many prefills may take in a step in which some rank decodes, so that no rank's
      * prefill keeps the decodes of all ranks waiting for long. 0, the default: all that decodes leave. The
@@ -73,7 +73,9 @@ typedef struct wb_engine_options {
      * prefix_cache and for max_drafts. 0, the default: as many again; without these two options none. */
     int32_t n_snapshots;
     /* What wb_engine_submit refuses beyond, of unfinished requests: how many, their tokens at their longest,
-     * and the host bytes that they take. 0, the default: no limit. */
+     * and the host bytes that they could take: room for what is returned on request (return_sampling_mask,
+     * return_indexer) counts at its most, address space that is never written included. 0, the default: no
+     * limit. */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes;
 } wb_engine_options;
 
@@ -127,11 +129,12 @@ typedef struct wb_request {
     bool return_sampling_mask;
     /* Default false. True: the record says what the model's indexers chose for each token, from routes_start
      * on, for a trainer that is to look at the same; the engine's option `indexer` is to be set. Tokens that
-     * are fed again look at what they looked at before. Its price: a step's copy is larger by what all its
-     * tokens chose. Room is made at submit: 12 bytes for each indexer and token, and 4 * indexer_k bytes more
-     * behind the first tokens, whose choice is all that there is; what is not used of it is address space
-     * only. Known blocks of a prefix cache have no choices: the request takes over none that ends behind
-     * these first tokens, rate * (indexer_k + 1) - 1 of them with an entry for each `rate` tokens. */
+     * are fed again look at what they looked at before. Its price: a step that has such a request is no CUDA
+     * graph, and its copy is larger by what all its tokens chose. Room is made at submit: 12 bytes for each
+     * indexer and token, and 4 * indexer_k bytes more behind the first tokens, whose choice is all that there
+     * is; what is not used of it is address space only. Known blocks of a prefix cache have no choices: the
+     * request takes over none that ends behind these first tokens, rate * (indexer_k + 1) - 1 of them with an
+     * entry for each `rate` tokens, and of a longer prompt only what another request that asked was fed. */
     bool return_indexer;
     uint8_t reserved[2]; /* zero */
     /* Its place in the line is that of a request of priority 0 that was submitted so many steps earlier, or

@@ -1,6 +1,7 @@
 /* verify.c - `waybill verify`: the full check, its verdict as exit code. */
 #include "command.h"
 #include "verify/verify_model.h"
+#include "wb_model.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -55,11 +56,14 @@ static wb_status check_digests(const char *path) {
 }
 
 static void say_not_compared(const char *model, uint32_t n_layers) {
+    wb_config config;
     printf(
         "NOT COMPARED: rows of %" PRIu32
         " hash-routed layers, whose tables are not found: by the config.json in %s, the engine does not run "
-        "the model\n",
+        "the model",
         n_layers, model);
+    if (wb_config_load(model, &config) != WB_OK) printf(": %s", wb_error_message());
+    printf("\n");
 }
 
 static int run(const cli_command *self, const cli_arguments *arguments) {

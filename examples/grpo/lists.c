@@ -3,8 +3,6 @@
 #include "train_step.h"
 #include "wb_memory.h"
 
-#include <stdlib.h>
-
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 wb_status lists_check(const trainer *t) {
@@ -25,6 +23,7 @@ wb_status lists_open(const trainer *t, packed_batch *p) {
     WB_TRY(wb_reserve(w, &l->listed, n, l->k, sizeof(int32_t)));
     WB_TRY(wb_reserve(w, &l->native, n, l->k, sizeof(int32_t)));
     WB_TRY(wb_reserve(w, &l->direction, n, 1, 1));
+    WB_TRY(WB_OWN(&w->host, l->metrics, model->n_indexer_layers, "indexer metrics"));
     WB_TRY(WB_OWN(&w->host, l->host_listed, (size_t)(n * l->k), "indexer lists"));
     WB_TRY(WB_OWN(&w->host, l->host_native, (size_t)(n * l->k), "indexer lists"));
     return WB_OWN(&w->host, l->host_direction, (size_t)n, "indexer lists");
@@ -94,13 +93,12 @@ void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb,
     }
 }
 
-wb_status lists_metrics(const trainer *t, const wb_replay *replay, list_metrics *out) {
+void lists_metrics(const trainer *t, const wb_replay *replay, packed_batch *p, list_metrics *out) {
     const wb_route_model *model = wb_model_routes(t->model);
-    wb_replay_indexer_metrics *layers;
+    wb_replay_indexer_metrics *layers = p->lists.metrics;
     wb_replay_metrics rows;
     double fallback, tokens = 0, differ = 0;
-    if (!t->o->replay_indexer) return WB_OK;
-    WB_TRY(WB_NEW(layers, model->n_indexer_layers, "indexer metrics"));
+    if (!t->o->replay_indexer) return;
     wb_replay_get_indexer_metrics(replay, &fallback, layers);
     wb_replay_get_metrics(replay, &rows, NULL);
     for (uint32_t column = 0; column < wb_indexer_columns(model); column++) {
@@ -108,9 +106,7 @@ wb_status lists_metrics(const trainer *t, const wb_replay *replay, list_metrics 
         tokens += layers[i].tokens;
         differ += layers[i].tokens * layers[i].differ;
     }
-    free(layers);
     out->native_differ = tokens > 0 ? differ / tokens : 0;
     const double n = rows.rows - rows.padding_rows;
     out->fallback_share = n > 0 ? fallback / n : 0;
-    return WB_OK;
 }

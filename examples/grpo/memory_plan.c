@@ -187,13 +187,26 @@ static size_t packed_bytes(const plan_model *m, size_t length) {
            (size_t)m->o->max_tokens * kept * sizeof(uint32_t);
 }
 
+/* Of what indexers look at in one plan of replay, for a sample: a cell of 24 bytes a row; and, where rows may
+ * choose natively, what they chose behind the first tokens, in memory that grows by doubling. */
+static size_t listed_bytes(const plan_model *m, size_t length, bool chooses) {
+    const size_t S = (size_t)wb_config_n_indexers(&m->config);
+    const size_t k = (size_t)m->config.compressed.index_top_k;
+    if (!m->o->replay_indexer || S == 0) return 0;
+    const size_t n_whole = (size_t)m->config.compressed.sparse_rate * (k + 1) - 1;
+    const size_t kept = chooses && length > n_whole ? 2 * (length - n_whole) * k * sizeof(uint32_t) : 0;
+    return S * (length * 24 + kept);
+}
+
 /* Of a sample in one plan of replay: its routes and what is known of each row in each layer; planned before
  * the passes, two numbers a choice more. */
 static size_t replay_bytes(const plan_model *m, size_t length, bool dispatched) {
     const size_t row = wb_config_row_bytes(&m->config), K = (size_t)m->config.router.top_k;
     const size_t choices = row / wb_dtype_size(wb_route_dtype((uint32_t)m->config.router.n_experts));
-    const size_t lists = m->o->replay_indexer ? 24 * (size_t)wb_config_n_indexers(&m->config) : 0;
-    return length * (row + 2 * choices / K + 14 + lists + (dispatched ? choices * 2 * sizeof(int32_t) : 0));
+    const bool chooses =
+        dispatched && (m->o->replay == WB_REPLAY_RECORD || m->o->missing == WB_MISSING_NATIVE);
+    return length * (row + 2 * choices / K + 14 + (dispatched ? choices * 2 * sizeof(int32_t) : 0)) +
+           listed_bytes(m, length, chooses);
 }
 
 static void estimate_host(const plan_model *m, int32_t rank, rank_plan *plan) {

@@ -122,7 +122,7 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     if (m->compared) {
         WB_TRY(compare_forward(t, p, r));
         WB_TRY(replay_metrics(t, t->compare, &m->off));
-        WB_TRY(lists_metrics(t, t->compare, &m->lists_off));
+        lists_metrics(t, t->compare, p, &m->lists_off);
     }
     if (t->reference) WB_TRY(reference_forward(t, p, r));
 
@@ -133,7 +133,7 @@ static wb_status run_step(trainer *t, const batch *b, packed_batch *p, report *r
     WB_TRY(share(t, updates.routes, &m->routed_differently_updates));
     WB_TRY(loss_metrics(t, sums, m));
     WB_TRY(replay_metrics(t, t->replay, &m->replay));
-    WB_TRY(lists_metrics(t, t->replay, &m->lists));
+    lists_metrics(t, t->replay, p, &m->lists);
     m->lr = learning_rate(t->o, t->step);
     return answers_measure(t->comm, b, &m->answers);
 }

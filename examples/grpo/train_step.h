@@ -28,6 +28,7 @@ typedef struct packed_lists {
     int32_t *host_listed, *host_native;  /* the same */
     uint8_t *host_direction;
     bool want_native;
+    wb_replay_indexer_metrics *metrics; /* of a replay's, one for each layer that uses an indexer */
 } packed_lists;
 
 typedef struct packed_batch {
@@ -125,7 +126,7 @@ wb_status lists_store(const trainer *t, wb_replay *replay, packed_batch *p, int3
 /* Adds the (row, indexer) pairs that records have, and those of them that looked elsewhere in training. */
 void lists_count(const trainer *t, const packed_batch *p, const micro_batch *mb, struct row_count *count);
 /* But for `differently`, of a replay whose sums are of all ranks. */
-wb_status lists_metrics(const trainer *t, const wb_replay *replay, list_metrics *out);
+void lists_metrics(const trainer *t, const wb_replay *replay, packed_batch *p, list_metrics *out);
 
 /* ---- passes.c -------------------------------------------------------------------------------- */
 

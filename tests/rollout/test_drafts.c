@@ -60,6 +60,7 @@ static wb_engine *engine_with_drafts(wb_model *model, int32_t max_drafts, int32_
     options.n_blocks = 120 / block_size;
     options.block_size = block_size;
     options.max_drafts = max_drafts;
+    options.indexer = wb_indexer_columns(wb_model_routes(model)) > 0;
     wb_engine *engine = NULL;
     assert_ok(wb_engine_open(model, &options, &engine));
     return engine;
@@ -158,9 +159,10 @@ static void test_odd_options_are_refused(void **state) {
 
 /* ---- where layers keep state of a fixed size ------------------------------------------------------ */
 
-/* A gated delta net in every second layer; drafts of the text, some of which are right in so few words. */
-static rig open_rig_with_state(uint64_t seed) {
-    wb_config c = tiny_config(WB_FAMILY_QWEN3_NEXT, 12, 3, 2, 0);
+/* A gated delta net in every second layer, or indexers; drafts of the text, some of which are right in so few
+ * words. */
+static rig open_rig_with_state(wb_family family, uint64_t seed) {
+    wb_config c = tiny_config(family, 12, 3, family == WB_FAMILY_DEEPSEEK_V4 ? 4 : 2, 0);
     c.n_mtp_layers = 0;
     c.vocab_size = 6;
     return rig_open(&c, seed, 1, NULL);
@@ -174,7 +176,7 @@ static bool went_back(const wb_engine *engine) {
 /* The request as it ends, of which weights[1] feed the tokens from `end` on; the tokens before it have been
  * fed by weights[0]. An end of 0 is found: where a state has gone back. */
 static wb_completion *change_weights_at(ask *a, int32_t max_drafts, const rig *weights, uint32_t *end) {
-    rig r = open_rig_with_state(5);
+    rig r = open_rig_with_state(wb_model_config(weights[0].model)->family, 5);
     wb_engine *engine = engine_with_drafts(r.model, max_drafts, 4);
     assert_ok(wb_engine_set_weights(engine, weights[0].model, 0));
     assert_ok(wb_engine_submit(engine, ask_request(a)));
@@ -196,9 +198,8 @@ static wb_completion *change_weights_at(ask *a, int32_t max_drafts, const rig *w
     return done;
 }
 
-static void test_tokens_that_a_state_has_not_been_fed_are_drawn_by_the_new_weights(void **state) {
-    (void)state;
-    rig weights[2] = {open_rig_with_state(5), open_rig_with_state(6)};
+static void check_new_weights(wb_family family) {
+    rig weights[2] = {open_rig_with_state(family, 5), open_rig_with_state(family, 6)};
     uint32_t n_found = 0;
     for (uint64_t seed = 1; seed <= 24; seed++) {
         ask a = ask_repeating("a", 12, 30);
@@ -206,6 +207,7 @@ static void test_tokens_that_a_state_has_not_been_fed_are_drawn_by_the_new_weigh
         a.request.temperature = 0.7f;
         a.request.top_k = seed % 2 == 0 ? 0 : 3;
         a.request.return_sampling_mask = true;
+        a.request.return_indexer = family == WB_FAMILY_DEEPSEEK_V4;
         uint32_t end = 0;
         wb_completion *drafted = change_weights_at(&a, 4, weights, &end);
         if (end > 0) {
@@ -221,6 +223,16 @@ static void test_tokens_that_a_state_has_not_been_fed_are_drawn_by_the_new_weigh
     for (int v = 0; v < 2; v++) rig_close(&weights[v]);
 }
 
+static void test_tokens_that_a_state_has_not_been_fed_are_drawn_by_the_new_weights(void **state) {
+    (void)state;
+    check_new_weights(WB_FAMILY_QWEN3_NEXT);
+}
+
+static void test_what_indexers_chose_for_tokens_taken_back_is_gone(void **state) {
+    (void)state;
+    check_new_weights(WB_FAMILY_DEEPSEEK_V4);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_drafts_are_what_followed_the_same_words),
@@ -228,6 +240,7 @@ int main(void) {
         cmocka_unit_test(test_rule_8_rejected_drafts_are_in_no_record),
         cmocka_unit_test(test_drafts_get_what_a_step_has_left),
         cmocka_unit_test(test_tokens_that_a_state_has_not_been_fed_are_drawn_by_the_new_weights),
+        cmocka_unit_test(test_what_indexers_chose_for_tokens_taken_back_is_gone),
         cmocka_unit_test(test_odd_options_are_refused),
     };
     return cmocka_run_group_tests_name("drafts", tests, NULL, NULL);

@@ -54,11 +54,12 @@ expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
 err_has "MoE layer 0 (model layer 0)"
 # A file that lacks what the engine needs says no names of tables: then it is said that nothing was compared.
 mkdir "$scratch/lacking"
-grep -v moe_intermediate_size "$scratch/quantized/config.json" >"$scratch/lacking/config.json"
+grep -v moe_intermediate_size "$oracles/deepseek_v4_kinds/config.json" >"$scratch/lacking/config.json"
 cp "$oracles"/deepseek_v4_kinds/*.safetensors "$scratch/lacking/"
 expect 0 "$waybill" convert --from vllm --model "$scratch/lacking" "$scratch/answers.jsonl" -o "$scratch/lacking.wbr"
 expect 0 "$waybill" verify --model "$scratch/lacking" "$scratch/lacking.wbr"
 out_has "NOT COMPARED: rows of 1 hash-routed layers"
+out_has "the engine does not run the model: $scratch/lacking/config.json: moe_intermediate_size"
 out_has "OK: 1 records"
 # And one whose tables say otherwise: record, layer, position and token are named.
 expect 0 "$waybill" convert --from vllm --model "$oracles/deepseek_v4_kinds" "$scratch/answers.jsonl" -o "$scratch/other.wbr"
