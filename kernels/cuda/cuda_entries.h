@@ -65,9 +65,9 @@ __device__ __forceinline__ int64_t key_count(const entry_list &keys) {
 
 /* Rows among which key j lies, and its first element there. What a wrong list names is read as the
  * last entry that the query sees, a -1 before an entry as the first one. */
-__device__ __forceinline__ const wb_rows &pool_of(const wb_entry_attention &args, const entry_list &keys,
-                                                  int64_t j) {
-    return j < keys.raw ? args.raw.k : args.entries.rows;
+__device__ __forceinline__ const void *pool_of(const wb_entry_attention &args, const entry_list &keys,
+                                               int64_t j) {
+    return j < keys.raw ? args.raw.k.data : args.entries.rows.data;
 }
 __device__ __forceinline__ int64_t place_of_key(const wb_entry_attention &args, const entry_list &keys,
                                                 int64_t j) {
@@ -76,6 +76,16 @@ __device__ __forceinline__ int64_t place_of_key(const wb_entry_attention &args, 
     const int32_t i = static_cast<int32_t>(j - keys.raw),
                   w = keys.list ? max(0, min(keys.list[i], keys.seen - 1)) : i;
     return entry_row(keys.blocks, args.raw.block_size, args.entries.ratio, w) * args.entries.stride;
+}
+
+/* Element i of what a kernel only reads, T being float or uint16_t, a bf16. load_element looks at the
+ * dtype each time, so that one load waits for the other. */
+template <class T> __device__ __forceinline__ float read_element(const void *data, int64_t i);
+template <> __device__ __forceinline__ float read_element<float>(const void *data, int64_t i) {
+    return __ldg(static_cast<const float *>(data) + i);
+}
+template <> __device__ __forceinline__ float read_element<uint16_t>(const void *data, int64_t i) {
+    return wb_bf16_to_f32(__ldg(static_cast<const uint16_t *>(data) + i));
 }
 
 /* ---- what a block computes of a query ---------------------------------------------------------- */
@@ -137,6 +147,7 @@ __device__ __forceinline__ void find_places(const wb_entry_attention &args, cons
 
 /* to[heads][most_keys] (=) the products of the block's heads of `from`, times `factor`, and the query's
  * keys. */
+template <class Q, class K>
 __device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, const entry_list &keys,
                                               const query_heads &q, const wb_rows &from, float factor,
                                               int64_t most_keys, float *to, entry_tiles &s) {
@@ -150,10 +161,10 @@ __device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, co
         const auto load = [&](int d0) {
             const int count = min(static_cast<int>(TILE_K), hd - d0);
             rows = load_tile<true, TILE_ROWS>(q.heads, count, [&](int m, int k) {
-                return wb_mul(load_element(from, at + static_cast<int64_t>(m) * hd + d0 + k), factor);
+                return wb_mul(read_element<Q>(from.data, at + static_cast<int64_t>(m) * hd + d0 + k), factor);
             });
             columns = load_tile<true, TILE_COLUMNS>(n, count, [&](int j, int k) {
-                return load_element(pool_of(args, keys, j0 + j), s.place[j] + d0 + k);
+                return read_element<K>(pool_of(args, keys, j0 + j), s.place[j] + d0 + k);
             });
         };
         __syncthreads();
@@ -174,7 +185,7 @@ __device__ __forceinline__ void multiply_keys(const wb_entry_attention &args, co
 
 /* to(head, dimension) is told the sum over keys, ascending, of coefficients[heads][most_keys] times keys.
  * Places of the next TILE_K keys are looked for while the present ones' values come. */
-template <class TO>
+template <class K, class TO>
 __device__ __forceinline__ void add_keys(const wb_entry_attention &args, const entry_list &keys,
                                          const query_heads &q, int64_t most_keys, const float *coefficients,
                                          entry_tiles &s, const TO &to) {
@@ -191,7 +202,7 @@ __device__ __forceinline__ void add_keys(const wb_entry_attention &args, const e
             rows = load_tile<true, TILE_ROWS>(
                 q.heads, count, [&](int m, int k) { return coefficients[m * most_keys + j0 + k]; });
             columns = load_tile<false, TILE_COLUMNS>(n, count, [&](int d, int k) {
-                return load_element(pool_of(args, keys, j0 + k), place[k] + d0 + d);
+                return read_element<K>(pool_of(args, keys, j0 + k), place[k] + d0 + d);
             });
         };
         __syncthreads();

@@ -31,6 +31,7 @@ __device__ __forceinline__ float soften_back(const wb_attention &raw, int64_t he
 }
 
 /* dq, the coefficients, and sink_terms[T, n_heads]. */
+template <class T>
 __global__ void __launch_bounds__(TILE_THREADS)
     entries_back_to_queries(wb_entry_attention args, query_band band, wb_rows dout, wb_rows dq,
                             float *sink_terms) {
@@ -44,8 +45,8 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
     const entry_list keys = find_list(args, q.t);
     float *const gradients = coefficients_of(band, args.raw, q.t, GRADIENTS, q.head);
-    multiply_keys(args, keys, q, args.raw.q, args.raw.scale, band.most_keys, q.weights, tiles);
-    multiply_keys(args, keys, q, dout, 1.0f, band.most_keys, gradients, tiles);
+    multiply_keys<T, T>(args, keys, q, args.raw.q, args.raw.scale, band.most_keys, q.weights, tiles);
+    multiply_keys<T, T>(args, keys, q, dout, 1.0f, band.most_keys, gradients, tiles);
     __syncthreads();
     for (int m0 = 0; m0 < q.heads; m0 += HALVES_OF_TILE) {
         const int m = min(m0 + half, q.heads - 1);
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
         if (live) sink_terms[q.t * args.raw.n_heads + q.head + m] = term;
     }
     __syncthreads();
-    add_keys(args, keys, q, band.most_keys, gradients, tiles, [&](int m, int d, float x) {
+    add_keys<T>(args, keys, q, band.most_keys, gradients, tiles, [&](int m, int d, float x) {
         store_element(dq, at + static_cast<int64_t>(m) * hd + d, wb_mul(x, args.raw.scale));
     });
 }
@@ -130,6 +131,7 @@ __device__ __forceinline__ bool is_past(const wb_attention &raw, const row_kind 
 
 /* sum += what query u adds to the block's rows, by scores over all heads and then by weights: a row that it
  * does not see keeps its sum. d0: the first of n dimensions. */
+template <class T>
 __device__ __forceinline__ void add_query(const wb_entry_attention &args, const query_band &band,
                                           const wb_rows &dout, int64_t u, const int32_t *place, int d0, int n,
                                           entry_tiles &s, tile_sums &sum) {
@@ -147,13 +149,14 @@ __device__ __forceinline__ void add_query(const wb_entry_attention &args, const 
         const int count = min(static_cast<int>(TILE_K), heads - h0);
         const float *const of_head = coefficients_of(band, args.raw, u, part, h0);
         const int64_t at = (u * heads + h0) * hd + d0;
+        const void *const from = part == WEIGHTS ? dout.data : args.raw.q.data;
+        const float factor = part == WEIGHTS ? 1.0f : args.raw.scale;
         rows = load_tile<false, TILE_ROWS>(TILE_ROWS, count, [&](int m, int k) {
             return place[m] >= 0 ? of_head[k * band.most_keys + place[m]] : 0.0f;
         });
         columns = load_tile<false, TILE_COLUMNS>(n, count, [&](int d, int k) {
             const int64_t x = at + static_cast<int64_t>(k) * hd + d;
-            return part == WEIGHTS ? load_element(dout, x)
-                                   : wb_mul(load_element(args.raw.q, x), args.raw.scale);
+            return wb_mul(read_element<T>(from, x), factor);
         });
     };
     load(0);
@@ -174,6 +177,7 @@ __device__ __forceinline__ void add_query(const wb_entry_attention &args, const 
 }
 
 /* The band's last query may be the call's, after which sums go where gradients are. */
+template <class T>
 __global__ void __launch_bounds__(TILE_THREADS)
     entries_back_to_rows(wb_entry_attention args, query_band band, wb_rows dout, row_kind kind) {
     __shared__ entry_tiles tiles;
@@ -215,7 +219,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
         if (lane == 0) rows.any[warp] = any;
         __syncthreads();
         for (int i = 0; i < LOOKED_FOR; i++)
-            if (rows.any[i]) add_query(args, band, dout, u0 + i, rows.place[i], d0, n, tiles, sum);
+            if (rows.any[i]) add_query<T>(args, band, dout, u0 + i, rows.place[i], d0, n, tiles, sum);
     }
     visit_tile(sum, TILE_ROWS, n, [&](int m, int d, float x) {
         if (rows.token[m] < 0) return;
@@ -245,15 +249,17 @@ size_t fixed_bytes(int64_t T, int32_t n_heads, int32_t head_dim, int64_t tiles) 
     return static_cast<size_t>(T * n_heads + tiles * TILE_ROWS * head_dim) * sizeof(float);
 }
 
+template <class T>
 void launch_band(wb_device *dev, const wb_entry_attention *args, const query_band &band, wb_rows dout,
                  wb_rows dq, float *sink_terms, const row_kind *kinds, int n_kinds) {
     const wb_attention *raw = &args->raw;
     const unsigned blocks = static_cast<unsigned>(band.n * head_groups(raw->n_heads));
     const unsigned columns = static_cast<unsigned>((raw->head_dim + TILE_COLUMNS - 1) / TILE_COLUMNS);
-    entries_back_to_queries<<<blocks, TILE_THREADS, 0, stream_of(dev)>>>(*args, band, dout, dq, sink_terms);
+    entries_back_to_queries<T>
+        <<<blocks, TILE_THREADS, 0, stream_of(dev)>>>(*args, band, dout, dq, sink_terms);
     for (int i = 0; i < n_kinds; i++) {
         const dim3 grid(static_cast<unsigned>(tiles_of(raw->T, kinds[i].ratio)), columns);
-        entries_back_to_rows<<<grid, TILE_THREADS, 0, stream_of(dev)>>>(*args, band, dout, kinds[i]);
+        entries_back_to_rows<T><<<grid, TILE_THREADS, 0, stream_of(dev)>>>(*args, band, dout, kinds[i]);
     }
 }
 
@@ -291,9 +297,10 @@ wb_status wb_cuda_entry_attention_backward(wb_device *dev, const wb_entry_attent
     const row_kind kinds[] = {
         {1, false, dk, hd, partial},
         {ratio, true, dentries, args->entries.stride, partial + position_tiles * TILE_ROWS * hd}};
+    const auto launch = raw->q.dtype == WB_F32 ? launch_band<float> : launch_band<uint16_t>;
     for (const int64_t most = band.n; band.first < T; band.first += most) {
         band.n = std::min(most, T - band.first);
-        launch_band(dev, args, band, dout, dq, terms, kinds, n_kinds);
+        launch(dev, args, band, dout, dq, terms, kinds, n_kinds);
     }
     if (dsinks)
         entries_back_to_sinks<<<static_cast<unsigned>(raw->n_heads), SINK_THREADS, 0, stream_of(dev)>>>(
