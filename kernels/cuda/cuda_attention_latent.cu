@@ -1,8 +1,8 @@
 /* cuda_attention_latent.cu - the forward of attention over latents in bf16 by tensor cores: keys of 576
  * elements, whose first 512 are the values, one row for all heads that share it, as in MLA's absorbed form.
  *
- * The contract of a query is that of cuda_attention_warp.h but for its blocks, which are of 32 keys here: from
- * position 0 on, whatever else is in the call. A row's sum of weights is two chains, of the block's first 16
+ * The contract of a query is that of cuda_attention_warp.h but for its blocks, which are of 32 keys here:
+ * from position 0 on, whatever else is in the call. A row's sum of weights is two chains, of the block's first 16
  * keys and of the others, which are added last.
  *
  * A block of threads has 64 rows, pairs of (token, head): heads of one token, and of the tokens beside it
@@ -36,8 +36,8 @@ struct shared_tiles {
 /* What a block may have on sm_80; there is more on sm_90. */
 static_assert(sizeof(shared_tiles) <= 163 * 1024, "shared memory of sm_80");
 
-/* The rows of a tile: those from `first` on, `n` of them, of the tokens [begin, end) of one sequence. Row i of
- * a run is head i % group of token begin + i / group, as find_rows has it. */
+/* The rows of a tile: those from `first` on, `n` of them, of the tokens [begin, end) of one sequence. Row i
+ * of a run is head i % group of token begin + i / group, as find_rows has it. */
 struct query_tile {
     int64_t kv, begin, end;
     int first, n;

@@ -89,12 +89,16 @@ static double relative(int64_t n, const float *found, const float *expected) {
 
 /* How far the model passes errors on is measured: the f32 model with its weights perturbed by up to u. The
  * error of a rounding is of the same size, and independent ones add up as their squares. A factor of 6 is for
- * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. */
-enum { PERTURBATIONS = 4 };
+ * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. That errors
+ * grow by a factor holds for small ones alone: false, and nothing checked, where weights were drawn that make
+ * them larger than the half of a gradient. */
+enum { PERTURBATIONS = 4, DRAWS = 4 };
+static const double small_error = 0.5;
 
-static void check_variant(variant v) {
+static bool check_drawn(variant v) {
     wb_config config = variant_config(v);
     if (config.clip_qkv > 0) config.clip_qkv = 100; /* beyond all: a gradient jumps at the limit */
+    if (config.compressed.index_top_k > 0) config.compressed.index_top_k = 64; /* all: a choice jumps too */
     uint64_t state = base_seed + (uint64_t)v;
     corpus c = corpus_random(&config, N_SEQS, 14, &state);
     int32_t seqs[N_SEQS];
@@ -120,11 +124,21 @@ static void check_variant(variant v) {
                  of_gradients = relative(f32.n_gradients, bf16.gradients, f32.gradients);
     printf("variant %d: logits differ by %.4f of %.4f, gradients by %.4f of %.4f\n", (int)v, of_logits,
            factor * logits, of_gradients, factor * gradients);
-    assert_true(of_logits <= factor * logits && of_gradients <= factor * gradients);
-    assert_true(of_logits > u / 4 && of_gradients > u / 4); /* something was rounded */
+    const bool small = factor * gradients < small_error;
+    if (small) {
+        assert_true(of_logits <= factor * logits && of_gradients <= factor * gradients);
+        assert_true(of_logits > u / 4 && of_gradients > u / 4); /* something was rounded */
+    }
     pass_free(&f32), pass_free(&bf16), pass_free(&whole);
     corpus_free(&c);
     free(dlogprobs);
+    return small;
+}
+
+static void check_variant(variant v) {
+    for (int draw = 0; draw < DRAWS; draw++, base_seed++)
+        if (check_drawn(v)) return;
+    fail_msg("variant %d: %d draws in a row magnify roundings too much", (int)v, DRAWS);
 }
 
 static void test_bf16_is_close_to_f32(void **unused) {
