@@ -2,8 +2,8 @@
  * elements, whose first 512 are the values, one row for all heads that share it, as in MLA's absorbed form.
  *
  * The contract of a query is that of cuda_attention_warp.h but for its blocks, which are of 32 keys here:
- * from position 0 on, whatever else is in the call. A row's sum of weights is two chains, of the block's first 16
- * keys and of the others, which are added last.
+ * from position 0 on, whatever else is in the call. A row's sum of weights is two chains, of the block's
+ * first 16 keys and of the others, which are added last.
  *
  * A block of threads has 64 rows, pairs of (token, head): heads of one token, and of the tokens beside it
  * where these are fewer. Scores are shared out as 16 rows and 16 keys a warp, values as 64 columns a warp, so

@@ -91,14 +91,14 @@ static double relative(int64_t n, const float *found, const float *expected) {
  * error of a rounding is of the same size, and independent ones add up as their squares. A factor of 6 is for
  * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. That errors
  * grow by a factor holds for small ones alone: false, and nothing checked, where weights were drawn that make
- * them larger than the half of a gradient. */
-enum { PERTURBATIONS = 4, DRAWS = 4 };
-static const double small_error = 0.5;
+ * them larger than a quarter of the logits. */
+enum { PERTURBATIONS = 4, DRAWS = 8 };
+static const double small_error = 0.25;
 
 static bool check_drawn(variant v) {
     wb_config config = variant_config(v);
     if (config.clip_qkv > 0) config.clip_qkv = 100; /* beyond all: a gradient jumps at the limit */
-    if (config.compressed.index_top_k > 0) config.compressed.index_top_k = 64; /* all: a choice jumps too */
+    if (config.compressed.index_top_k > 0) config.compressed.index_top_k = 64; /* all: a choice jumps */
     uint64_t state = base_seed + (uint64_t)v;
     corpus c = corpus_random(&config, N_SEQS, 14, &state);
     int32_t seqs[N_SEQS];
@@ -124,7 +124,7 @@ static bool check_drawn(variant v) {
                  of_gradients = relative(f32.n_gradients, bf16.gradients, f32.gradients);
     printf("variant %d: logits differ by %.4f of %.4f, gradients by %.4f of %.4f\n", (int)v, of_logits,
            factor * logits, of_gradients, factor * gradients);
-    const bool small = factor * gradients < small_error;
+    const bool small = factor * logits < small_error;
     if (small) {
         assert_true(of_logits <= factor * logits && of_gradients <= factor * gradients);
         assert_true(of_logits > u / 4 && of_gradients > u / 4); /* something was rounded */
