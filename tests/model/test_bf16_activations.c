@@ -89,9 +89,9 @@ static double relative(int64_t n, const float *found, const float *expected) {
 
 /* How far the model passes errors on is measured: the f32 model with its weights perturbed by up to u. The
  * error of a rounding is of the same size, and independent ones add up as their squares. A factor of 6 is for
- * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. That errors
- * grow by a factor holds for small ones alone: false, and nothing checked, where weights were drawn that make
- * them larger than a quarter of the logits. */
+ * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. That
+ * errors grow by a factor holds for small ones alone: false, and nothing checked, where weights were drawn
+ * that make them larger than a quarter of the logits. */
 enum { PERTURBATIONS = 4, DRAWS = 8 };
 static const double small_error = 0.25;
 
