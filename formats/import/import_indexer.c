@@ -35,7 +35,7 @@ static wb_status find_choices(const import_request *r, const wb_route_model *m, 
                        " that use an indexer or %" PRIu32 " that have one, found %" PRId64,
                        m->num_hidden_layers, m->n_indexer_layers, columns, layers);
     const size_t cells = (size_t)rows * (size_t)layers, k = cells > 0 ? array->count / cells : 0;
-    if (!wb_import_has_integers(array) || (array->n_dims == 3 && array->shape[0] != rows) ||
+    if (!wb_import_has_integers(array) || (array->n_dims == 3 && array->shape[0] != rows) || k < 1 ||
         k > m->indexer_k || k * cells != array->count)
         return wb_fail(WB_MISMATCH,
                        "indexer_topk: expected integers of %" PRIu32 " rows, %" PRId64

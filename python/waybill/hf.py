@@ -147,8 +147,14 @@ def _check_same(model: Any, layers: Sequence[_Layer], replay: RouterReplay) -> N
 def replay_for(model: torch.nn.Module, recorded: RouteModel | Any, **options: Any) -> RouterReplay:
     """A RouterReplay with the router, the selection biases and the device of a model of transformers.
 
-    recorded: whose records will be replayed, a RouteModel or what has one. options: as of waybill.Replay.
+    recorded: whose records will be replayed, a RouteModel or what has one. options: as of waybill.Replay, but for
+    `indexer`: modules of transformers have no place where what indexers chose could be forced.
     """
+    if options.get("indexer"):
+        raise Unsupported(
+            "replay_for: expected no option indexer, since what indexers chose is not forced in a model of "
+            "transformers, found it set"
+        )
     layers = _layers(model)
     bias = [getattr(layer.router, "e_score_correction_bias", None) for layer in layers]
     L, E = check_model(recorded).n_moe_layers, check_model(recorded).num_experts
