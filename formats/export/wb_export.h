@@ -32,11 +32,10 @@ extern "C" {
  * slime: a sample's fields under their names and its number: tokens_<i>, response_length_<i>,
  *     rollout_routed_experts_<i> [n - 1][layers][K] of int32, a row of -1 where there is none,
  *     rollout_log_probs_<i>.
- * sglang and vllm carry spans, sampling and kept tokens too; slime spans; verl a
- * weight version where it is one. What indexers chose has sglang as indexer_topk, and slime as
- * rollout_indexer_topk_<i> [n - 1][layers that use an indexer][indexer_k] of int32, -1 behind the last
- * position; a record that does not say so of all its rows has no place there. The others have it nowhere:
- * they leave it out (wb_export_keeps_indexer).
+ * sglang and vllm carry spans, sampling and kept tokens too; slime spans; verl a weight version where it is
+ * one. What indexers chose has sglang as indexer_topk, and slime as rollout_indexer_topk_<i> [n - 1][layers
+ * that use an indexer][indexer_k] of int32, -1 behind the last position; a record that does not say so of all
+ * its rows has no place there. The others have it nowhere: they leave it out (wb_export_keeps_indexer).
  * Where MoE layers differ in K, arrays have the largest, -1 behind the choices of the others; npz has routes
  * [sum of n][sum of the layers' K] and layer_top_k [L]; vllm, whose ids are unsigned, has no place. */
 #define WB_EXPORT_LIST(X) \

@@ -89,17 +89,16 @@ static double relative(int64_t n, const float *found, const float *expected) {
 
 /* How far the model passes errors on is measured: the f32 model with its weights perturbed by up to u. The
  * error of a rounding is of the same size, and independent ones add up as their squares. A factor of 6 is for
- * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not.
- *
- * A gated delta net divides queries and keys by their lengths, and the gradient of a short one is as much
- * larger: one draw in a hundred has one whose roundings no perturbation shows. So gradients of these models
- * are only finite here, and hf_oracle compares them in bf16. */
+ * chance: a sequence with a gradient that hardly any rounding meets and one perturbation does not. */
 enum { PERTURBATIONS = 4 };
 
 static void check_variant(variant v) {
     wb_config config = variant_config(v);
-    if (config.clip_qkv > 0) config.clip_qkv = 100; /* beyond all: a gradient jumps at the limit */
+    if (config.clip_qkv > 0) config.clip_qkv = 100;         /* beyond all: a gradient jumps at the limit */
+    if (config.swiglu_limit > 0) config.swiglu_limit = 100; /* likewise */
     if (config.compressed.index_top_k > 0) config.compressed.index_top_k = 64; /* all: a choice jumps */
+    /* A delta net's first output is a value times q . k, by its own length: a jump where that is nearly 0. */
+    if (config.delta.key_dim > 0) config.norm_eps = 0.01F;
     uint64_t state = base_seed + (uint64_t)v;
     corpus c = corpus_random(&config, N_SEQS, 14, &state);
     int32_t seqs[N_SEQS];
@@ -125,8 +124,7 @@ static void check_variant(variant v) {
                  of_gradients = relative(f32.n_gradients, bf16.gradients, f32.gradients);
     printf("variant %d: logits differ by %.4f of %.4f, gradients by %.4f of %.4f\n", (int)v, of_logits,
            factor * logits, of_gradients, factor * gradients);
-    assert_true(of_logits <= factor * logits);
-    if (v != VARIANT_DELTA && v != VARIANT_DELTA_APART) assert_true(of_gradients <= factor * gradients);
+    assert_true(of_logits <= factor * logits && of_gradients <= factor * gradients);
     assert_true(of_logits > u / 4 && of_gradients > u / 4); /* something was rounded */
     pass_free(&f32), pass_free(&bf16), pass_free(&whole);
     corpus_free(&c);
