@@ -53,6 +53,19 @@ wb_status wb_block_open(wb_model *model, wb_owner *owner, wb_block *block);
 wb_status wb_block_keep(wb_block *block, wb_owner *owner, const wb_sizes *sizes, size_t bytes,
                         size_t *left_out);
 
+/* Whether what the forward of layer l's feed-forward part left is still there when all layers are through: in
+ * a worker of its own, or in the shared one if no later layer had that. */
+bool wb_block_is_there(const wb_block *block, int32_t l);
+
+/* The worker of a kind, for parts without one of their own. */
+void *wb_block_shared_worker(const wb_block *block, const wb_layer_kind *kind);
+
+/* `which`: WB_MIXER or WB_FEED_FORWARD. */
+static inline const wb_part *wb_block_part(const wb_block *block, int32_t l, int which) {
+    const wb_layer *layer = &block->model->layers[l];
+    return which == WB_MIXER ? &layer->mixer : &layer->feed_forward;
+}
+
 /* Places the memory for passes through all layers (wb_arena.h). */
 void wb_block_layout(wb_block *block, const wb_sizes *sizes, wb_arena *arena);
 
