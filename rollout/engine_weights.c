@@ -53,7 +53,7 @@ static void take_back_unfed(wb_engine *engine) {
     for (; entry; entry = wb_sched_next_running(entry)) {
         if (entry->n_went_back == 0) continue;
         wb_sequence_take_back(wb_sequence_of(entry), entry->n_in_pool + 1);
-        entry->n_went_back = 0;
+        wb_scheduler_taken_back(&engine->scheduler, entry);
     }
 }
 

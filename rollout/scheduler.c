@@ -136,6 +136,11 @@ void wb_scheduler_trim(wb_scheduler *scheduler) {
         trim(scheduler, batch->entries[i], batch->entries[i]->record->n_tokens);
 }
 
+void wb_scheduler_taken_back(wb_scheduler *scheduler, wb_sched_entry *entry) {
+    entry->n_went_back = 0;
+    trim(scheduler, entry, entry->record->n_tokens);
+}
+
 void wb_scheduler_fed(wb_scheduler *scheduler, wb_sched_entry *entry) {
     const bool drafted = entry->n_drafts > 0;
     const uint32_t end = entry->n_in_pool + wb_sched_n_kept(entry);

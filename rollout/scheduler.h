@@ -86,6 +86,10 @@ void wb_scheduler_reach(wb_scheduler *scheduler, wb_sched_entry *entry, uint32_t
 /* Blocks of the step's entries beyond those that their tokens fill become free. */
 void wb_scheduler_trim(wb_scheduler *scheduler);
 
+/* The last tokens of a running entry, which a step fed before its state went back, have been taken out of its
+ * record: they are not fed again, and the blocks that they alone filled become free. */
+void wb_scheduler_taken_back(wb_scheduler *scheduler, wb_sched_entry *entry);
+
 /* Running requests whose next token is sampled after the tokens that are planned, or lacks no others: what
  * the next step decodes, but for those that end with the present one. */
 uint64_t wb_scheduler_n_decodes(const wb_scheduler *scheduler);

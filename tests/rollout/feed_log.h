@@ -34,14 +34,15 @@ static inline void log_taken_back(feed_log *log, uint32_t n_fed) {
     if (log->reached > n_fed) log->reached = n_fed;
 }
 
-/* Where the request stands after a step or before the next one. n_in_pool falls in a preemption, to 0. Behind
- * it, n_went_back tokens have been fed and their state has gone back from a wrong draft: the next step feeds
- * them again. n_fed falls where weights are set before it does. */
+/* Where the request stands after a step or before the next one. n_in_pool falls in a preemption, to 0, from
+ * where a step that admits the request again feeds it at once. Behind it, n_went_back tokens have been fed
+ * and their state has gone back from a wrong draft: the next step feeds them again. n_fed falls where weights
+ * are set before it does. */
 static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_went_back, uint32_t n_fed,
                             uint64_t version) {
     const uint32_t end = n_in_pool + n_went_back;
     if (n_fed < log->n_fed) log_taken_back(log, n_fed);
-    if (n_in_pool < log->n_in_pool) log->reached = n_in_pool;
+    if (n_in_pool < log->n_in_pool) log->reached = 0;
     if (end > log->reached) {
         if (log->n == MAX_FEEDS) abort();
         log->feeds[log->n++] = (feed){log->reached, end, version};

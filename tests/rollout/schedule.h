@@ -36,6 +36,8 @@ typedef struct schedule {
     uint32_t n_asks, rank[MAX_ASKS]; /* who submits it */
     /* Of an earlier request on its rank, whose record it continues if that has ended by then, or NONE. */
     uint32_t continues[MAX_ASKS];
+    /* Such a one adds no token of its own; it returns rows from that of the record's last token on. */
+    bool adds_nothing[MAX_ASKS], wants_new_rows[MAX_ASKS];
     event events[MAX_EVENTS];
     uint32_t n_events;                    /* in order of their steps */
     wb_engine_options options[MAX_RANKS]; /* of each rank's engine */
@@ -62,6 +64,15 @@ static inline uint32_t schedule_length(const schedule *s, uint32_t i) {
     return earlier + s->asks[i].request.n_tokens + s->asks[i].request.max_tokens;
 }
 
+/* What request i asks for, once it is known whether there is a record that it continues. */
+static inline const wb_request *schedule_request(schedule *s, uint32_t i, const wb_record *earlier) {
+    wb_request *request = &s->asks[i].request;
+    request->continues = earlier;
+    if (s->adds_nothing[i]) request->n_tokens = earlier ? 0 : 1;
+    if (s->wants_new_rows[i]) request->routes_start = earlier ? earlier->n_tokens - 1 : 0;
+    return ask_request(&s->asks[i]);
+}
+
 /* Request i goes on from where an earlier one ends, with a few tokens or none; later than most have ended. */
 static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t *arrival) {
     wb_request *request = &s->asks[i].request, *earlier;
@@ -70,14 +81,23 @@ static inline void schedule_continue(schedule *s, dice *d, uint32_t i, uint64_t 
     earlier = &s->asks[of].request;
     earlier->return_routes = true;
     earlier->routes_start = 0;
+    s->wants_new_rows[of] = false;
     /* What indexers chose is there from the first token on, and so it is where that goes on from. */
     for (uint32_t e = of; request->return_indexer && e != NONE; e = s->continues[e])
         s->asks[e].request.return_indexer = true;
     s->continues[i] = of;
     s->rank[i] = s->rank[of];
-    request->n_tokens = pick(d, 1, 6);
+    s->adds_nothing[i] = pick(d, 0, 3) == 0;
+    request->n_tokens = s->adds_nothing[i] ? 1 : pick(d, 1, 6);
     if (request->routes_start > 0) request->routes_start = pick(d, 0, request->n_tokens);
+    s->wants_new_rows[i] = request->routes_start > 0 && pick(d, 0, 1) == 0;
     *arrival = LAST_EVENT_STEP + pick(d, 0, 30);
+}
+
+/* A sample of the group of the one before it: the same prompt. */
+static inline void schedule_ask_again(schedule *s, uint32_t i) {
+    s->asks[i].request.n_tokens = s->asks[i - 1].request.n_tokens;
+    memcpy(s->asks[i].prompt, s->asks[i - 1].prompt, sizeof s->asks[i].prompt);
 }
 
 /* Requests, of which many begin with the same tokens. */
@@ -93,6 +113,7 @@ static inline void schedule_make_asks(schedule *s, dice *d) {
         *a = ask_random(d, i, vocab_size, 24, 18);
         const uint32_t n_common = pick(d, 0, 2) == 0 ? 0 : pick(d, 0, a->request.n_tokens);
         memcpy(a->prompt, common, n_common * sizeof *common);
+        if (i > 0 && pick(d, 0, 3) == 0) schedule_ask_again(s, i);
         if (pick(d, 0, 2) == 0) a->request.temperature = 0; /* which comes to repeat itself */
         if (pick(d, 0, 3) > 0) a->request.n_stop = 0;
         a->request.priority = pick(d, 0, 2) == 0 ? (int32_t)pick(d, 0, 20) - 10 : 0;
@@ -119,6 +140,7 @@ static inline void schedule_make_options(schedule *s, dice *d) {
     const int32_t max_batch_tokens = (int32_t)pick(d, 1, pick(d, 0, 1) == 0 ? 8 : 48);
     const int32_t max_prefill_tokens = pick(d, 0, 1) == 0 ? 0 : (int32_t)pick(d, 1, 12);
     const bool recompute_keys = pick(d, 0, 2) == 0, lend_requests = pick(d, 0, 3) > 0;
+    const bool has_limits = pick(d, 0, 4) == 0;
     /* MTP layers guess on all ranks, as many drafts, or on none. */
     const bool all_draft = s->config.n_mtp_layers > 0 && s->seed % 2 == 0,
                none_drafts = s->config.n_mtp_layers > 0 && !all_draft;
@@ -138,6 +160,8 @@ static inline void schedule_make_options(schedule *s, dice *d) {
         if (all_draft) o->max_drafts = s->options[0].max_drafts;
         o->prefix_cache = pick(d, 0, 3) > 0;
         o->max_running = (int32_t)pick(d, pick(d, 0, 3) == 0 ? 1 : 4, MAX_ASKS);
+        if (has_limits) o->max_unfinished = pick(d, 1, 4);
+        if (has_limits) o->max_unfinished_tokens = longest + 1 + pick(d, 0, 60);
         o->n_snapshots = (int32_t)((s->seed / 4 + (uint64_t)r) % 4); /* 0: as many as run */
     }
 }
@@ -166,6 +190,8 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool
     const int32_t top_k = (int32_t)pick(&d, 1, 4), n_more = (int32_t)pick(&d, 0, 1);
     const int32_t n_layers = schedule_kinds(family) + n_more;
     s->config = tiny_config(family, n_experts, top_k, n_layers, 0);
+    /* In so few words nearly all is said again, and so there is something to guess. */
+    if (pick(&d, 0, 2) == 0) s->config.vocab_size = (int32_t)pick(&d, 3, 7);
     s->dtype = pick(&d, 0, 1) == 0 ? WB_F32 : WB_BF16;
     s->activations = s->seed / 2 % 2 == 0 ? s->dtype : WB_F32;
     s->n_ranks = (int)pick(&d, 1, (uint32_t)max_ranks);
@@ -191,9 +217,11 @@ static inline void schedule_print(const schedule *s) {
            s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
-               " running at most, prefix cache %d, %" PRId32 " drafts, %" PRId32 " snapshots\n",
+               " running at most, prefix cache %d, %" PRId32 " drafts, %" PRId32 " snapshots, limits %" PRIu64
+               " requests, %" PRIu64 " tokens\n",
                r, s->options[r].n_blocks, s->options[r].block_size, s->options[r].max_running,
-               s->options[r].prefix_cache, s->options[r].max_drafts, s->options[r].n_snapshots);
+               s->options[r].prefix_cache, s->options[r].max_drafts, s->options[r].n_snapshots,
+               s->options[r].max_unfinished, s->options[r].max_unfinished_tokens);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
         printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);
@@ -206,7 +234,8 @@ static inline void schedule_print(const schedule *s) {
             for (uint32_t t = 0; t < r->n_tokens; t++) printf(" %" PRIu32, s->asks[e->number].prompt[t]);
         }
         if (e->kind == EVENT_SUBMIT && s->continues[e->number] != NONE)
-            printf(", continues %" PRIu32, s->continues[e->number]);
+            printf(", continues %" PRIu32 ", without more tokens %d, new rows only %d",
+                   s->continues[e->number], s->adds_nothing[e->number], s->wants_new_rows[e->number]);
         printf("\n");
     }
 }

@@ -18,7 +18,8 @@ typedef struct outcome {
     const wb_record *continued[MAX_ASKS]; /* that the request was submitted with */
     wb_engine_stats stats[MAX_RANKS];
     uint64_t pause_steps[MAX_RANKS]; /* the same on all ranks */
-    char failures[MAX_RANKS][400];   /* of each rank, the first; "": none */
+    uint64_t refusals[MAX_RANKS];
+    char failures[MAX_RANKS][400]; /* of each rank, the first; "": none */
 } outcome;
 
 typedef struct schedule_rank {
@@ -27,7 +28,9 @@ typedef struct schedule_rank {
     wb_comm *comm;
     rig shards[MAX_VERSIONS];
     wb_engine *engine;
-    uint64_t resume_step; /* 0: nothing to end */
+    uint64_t resume_step;       /* 0: nothing to end */
+    uint32_t refused[MAX_ASKS]; /* by the limits of the engine, in order: they are asked again in each step */
+    uint32_t n_refused;
 } schedule_rank;
 
 static inline void schedule_fail(outcome *out, int rank, const char *rid, const char *what) {
@@ -62,6 +65,24 @@ static inline bool version_used(const schedule *s, uint32_t version) {
     return false;
 }
 
+static inline wb_status submit_one(schedule_rank *r, uint32_t number) {
+    const uint32_t earlier = r->s->continues[number];
+    if (earlier != NONE && r->out->done[earlier]) r->out->continued[number] = &r->out->done[earlier]->record;
+    return wb_engine_submit(r->engine, schedule_request(r->s, number, r->out->continued[number]));
+}
+
+/* What has been refused and then `number`, or NONE, as far as it is taken: the order stays. */
+static inline bool submit(schedule_rank *r, uint32_t number) {
+    uint32_t n_taken = 0;
+    wb_status status = WB_OK;
+    if (number != NONE) r->refused[r->n_refused++] = number;
+    while (n_taken < r->n_refused && (status = submit_one(r, r->refused[n_taken])) == WB_OK) n_taken++;
+    r->n_refused -= n_taken;
+    memmove(r->refused, r->refused + n_taken, r->n_refused * sizeof *r->refused);
+    r->out->refusals[wb_comm_rank(r->comm)] += status == WB_CAPACITY;
+    return status == WB_OK || (status == WB_CAPACITY && r->s->options[0].max_unfinished > 0);
+}
+
 static inline bool apply_event(schedule_rank *r, const event *e) {
     if (e->kind == EVENT_WEIGHTS)
         return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
@@ -73,13 +94,7 @@ static inline bool apply_event(schedule_rank *r, const event *e) {
     }
     ask *a = &r->s->asks[e->number];
     if (r->s->rank[e->number] != (uint32_t)wb_comm_rank(r->comm)) return true;
-    if (e->kind == EVENT_SUBMIT) {
-        const uint32_t earlier = r->s->continues[e->number];
-        if (earlier != NONE && r->out->done[earlier])
-            r->out->continued[e->number] = &r->out->done[earlier]->record;
-        a->request.continues = r->out->continued[e->number];
-        return wb_engine_submit(r->engine, ask_request(a)) == WB_OK;
-    }
+    if (e->kind == EVENT_SUBMIT) return submit(r, e->number);
     const wb_status status = wb_engine_abort(r->engine, a->rid);
     return status == WB_OK || status == WB_NOT_FOUND; /* not yet, or no longer */
 }
@@ -93,8 +108,18 @@ static inline void take_finished(schedule_rank *r) {
     }
 }
 
+/* Busy are all ranks too as long as one of them has what was refused. */
+static inline bool go_on_for_refused(schedule_rank *r, bool *busy) {
+    uint64_t n = r->n_refused;
+    if (r->s->options[0].max_unfinished == 0) return true;
+    if (wb_comm_all_reduce_max_u64(r->comm, &n) != WB_OK) return false;
+    *busy |= n > 0;
+    return true;
+}
+
 static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_event, bool *busy) {
     const schedule *s = r->s;
+    if (!submit(r, NONE)) return false;
     for (; *next_event < s->n_events && s->events[*next_event].step <= step; ++*next_event)
         if (!apply_event(r, &s->events[*next_event])) return false;
     if (r->resume_step == step) wb_engine_resume(r->engine);
@@ -108,7 +133,7 @@ static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_even
     r->out->pause_steps[wb_comm_rank(r->comm)] += before.paused;
     log_step(r->engine, r->out->logs);
     take_finished(r);
-    return true;
+    return go_on_for_refused(r, busy);
 }
 
 static inline void schedule_steps(schedule_rank *r) {
@@ -126,6 +151,8 @@ static inline void schedule_steps(schedule_rank *r) {
     if (r->out->stats[rank].paused) schedule_fail(r->out, rank, "a pause", "does not end");
     if (r->out->stats[rank].free_blocks != r->s->options[rank].n_blocks)
         schedule_fail(r->out, rank, "the pool", "blocks are missing at the end");
+    if (r->out->stats[rank].unfinished_tokens != 0 || r->out->stats[rank].unfinished_bytes != 0)
+        schedule_fail(r->out, rank, "requests", "are unfinished at the end");
     if (r->out->stats[rank].away != 0 || r->out->stats[rank].guests != 0)
         schedule_fail(r->out, rank, "requests", "are not home at the end");
 }

@@ -4,10 +4,13 @@
  *     schedules [--first SEED] [--count N] [--ranks R] [--device cuda]
  *     schedules_broken --plant FAULT [...]: the verdict is good when the fault was found
  *
- * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. */
+ * The exit code is the verdict. A schedule that fails is made shorter as long as it fails, and printed. One
+ * that hangs or crashes ends the program, with its seed. */
 #include "schedule_check.h"
 #include "support/planted_faults.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <unistd.h>
 
 #ifndef WB_PLANTED_FAULTS
@@ -20,7 +23,8 @@ bool plant_fault(const char *name) {
 enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
-    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent;
+    uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent,
+        refused;
     uint64_t listed; /* tokens whose indexers chose, of records that say what */
     uint64_t of_family[N_FAMILIES];
 } tally;
@@ -29,6 +33,7 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
     for (int r = 0; r < s->n_ranks; r++) {
         t->preemptions += out->stats[r].preemptions;
         t->lent += out->stats[r].lent;
+        t->refused += out->refusals[r];
         t->accepted += out->stats[r].accepted_drafts;
         t->rejected += out->stats[r].drafts - out->stats[r].accepted_drafts;
         t->taken_over += out->stats[r].taken_over_tokens;
@@ -45,19 +50,50 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
     }
 }
 
+/* ---- what ends the program ----------------------------------------------------------------------- */
+
+/* The seed as words, made before its schedule runs: a signal's handler may only write. */
+static char ended_at[80];
+
+static void tell_seed(int signal_number) {
+    const ssize_t written = write(STDERR_FILENO, ended_at, strlen(ended_at));
+    (void)written;
+    raise(signal_number); /* which is the default again */
+}
+
+static void tell_seed_at_signals(void) {
+    static const int signals[] = {SIGALRM, SIGABRT, SIGSEGV, SIGBUS, SIGFPE};
+    struct sigaction action = {.sa_handler = tell_seed, .sa_flags = (int)SA_RESETHAND};
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++) sigaction(signals[i], &action, NULL);
+}
+
+/* A hang is a failure. */
+static void begin_seed(uint64_t seed) {
+    snprintf(ended_at, sizeof ended_at, "seed %" PRIu64 ": hangs or crashes\n", seed);
+    alarm(120);
+}
+
+/* ---- a schedule ---------------------------------------------------------------------------------- */
+
+/* Of the first rank that has one, or "". */
+static const char *first_failure(const schedule *s, const outcome *out) {
+    for (int r = 0; r < s->n_ranks; r++)
+        if (out->failures[r][0]) return out->failures[r];
+    return "";
+}
+
 /* The first failure, or "". tally NULL: not counted. */
 static const char *run_schedule(schedule *s, tally *t) {
     static outcome out;
+    begin_seed(s->seed);
     memset(&out, 0, sizeof out);
     schedule_run(s, &out);
-    for (int r = 0; r < s->n_ranks && out.failures[r][0]; r++) return out.failures[r];
+    if (first_failure(s, &out)[0]) return first_failure(s, &out);
     schedule_check(s, &out);
     if (t) add_to_tally(t, s, &out);
     for (uint32_t i = 0; i < MAX_ASKS; i++)
         if (out.done[i]) wb_completion_free(out.done[i]);
-    for (int r = 0; r < s->n_ranks; r++)
-        if (out.failures[r][0]) return out.failures[r];
-    return "";
+    return first_failure(s, &out);
 }
 
 /* ---- what matters of a schedule ------------------------------------------------------------------ */
@@ -150,12 +186,15 @@ static bool read_options(int argc, char **argv, options *o) {
         for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
             if (strcmp(argv[i], numbers[k].name) != 0 || i + 1 == argc) continue;
             char *end;
+            errno = 0;
             *numbers[k].value = strtoull(argv[i + 1], &end, 10);
-            known = argv[i + 1][0] >= '0' && argv[i + 1][0] <= '9' && *end == 0;
+            known = argv[i + 1][0] >= '0' && argv[i + 1][0] <= '9' && *end == 0 && errno == 0;
         }
         if (!known) return false;
     }
-    return o->count >= 1 && o->max_ranks >= 1 && o->max_ranks <= MAX_RANKS;
+    /* The last seed is 2^64 - 1. */
+    return o->count >= 1 && o->count - 1 <= UINT64_MAX - o->first && o->max_ranks >= 1 &&
+           o->max_ranks <= MAX_RANKS;
 }
 
 static uint64_t rarest_family(const tally *t) {
@@ -170,7 +209,8 @@ static bool rich_enough(const tally *t, const options *o) {
     return n < COUNT ||
            (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
             t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 16 &&
-            t->rejected >= n / 8 && t->paused >= n / 8 && (t->lent >= n / 8 || o->max_ranks == 1));
+            t->rejected >= n / 8 && t->paused >= n / 8 && t->refused >= n / 8 &&
+            (t->lent >= n / 8 || o->max_ranks == 1));
 }
 
 /* A rank has a GPU of its own. Ranks of one process that share one stand still where a rank launches a kernel
@@ -196,10 +236,10 @@ int main(int argc, char **argv) {
         printf("schedules: skipped, there is no CUDA device\n");
         return 77;
     }
-    for (uint64_t seed = o.first; seed < o.first + o.count; seed++) {
+    tell_seed_at_signals();
+    for (uint64_t i = 0; i < o.count; i++) {
         static schedule s;
-        schedule_make(&s, seed, (int)o.max_ranks, o.cuda);
-        alarm(120); /* a hang is a failure */
+        schedule_make(&s, o.first + i, (int)o.max_ranks, o.cuda);
         const char *failure = run_schedule(&s, &t);
         if (failure[0] == 0) continue;
         report(&s, failure);
@@ -212,10 +252,11 @@ int main(int argc, char **argv) {
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
            " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
            " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " lent, %" PRIu64 " tokens with what indexers chose, %" PRIu64
-           " drafts accepted, %" PRIu64 " rejected, %" PRIu64 " of the rarest family: each as it is alone\n",
+           " records continued, %" PRIu64 " lent, %" PRIu64 " refused, %" PRIu64
+           " tokens with what indexers chose, %" PRIu64 " drafts accepted, %" PRIu64 " rejected, %" PRIu64
+           " of the rarest family: each as it is alone\n",
            o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.listed, t.accepted, t.rejected, rarest_family(&t));
+           t.taken_over, t.continued, t.lent, t.refused, t.listed, t.accepted, t.rejected, rarest_family(&t));
     if (rich_enough(&t, &o)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

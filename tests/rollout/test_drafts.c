@@ -189,6 +189,7 @@ static wb_completion *change_weights_at(ask *a, int32_t max_drafts, const rig *w
         assert_int_equal(*end + 1 + unfed, entry->record->n_tokens);
         assert_ok(wb_engine_set_weights(engine, weights[1].model, 1));
         assert_int_equal(*end + 1, entry->record->n_tokens);
+        assert_true(entry->n_blocks <= wb_kv_blocks_for(4, *end + 1));
         run_dry(engine, 200);
     }
     wb_completion *done = wb_engine_poll(engine);
