@@ -262,9 +262,9 @@ struct step_metrics;
  * and there is no batch; else it is 0. Collective. */
 wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, const task *t, uint64_t step,
                             struct report *report, int *signal_out, batch *batch_out);
-/* The drafts of the engines of all ranks since `before` into m. Collective. */
-wb_status rollouts_count_drafts(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
-                                struct step_metrics *m);
+/* What the engines of all ranks have counted since `before` into m. Collective. */
+wb_status rollouts_count(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
+                         struct step_metrics *m);
 /* How many groups of the batch have a number below `group`: where it is when this rank has it. */
 int64_t batch_first_group(const batch *b, int64_t group);
 /* Rewards, then advantages normalised within each group. Collective verdict. */
@@ -448,6 +448,8 @@ typedef struct step_metrics {
     double routed_differently, routed_differently_updates;
     list_metrics lists; /* of the first forward too */
     double planned;     /* share of the (micro-batch, MoE layer)s of the updates that were planned before */
+    double prefill_tokens, taken_over_tokens; /* that the rollout fed, and took over from its prefix cache */
+    double preemptions;
     double drafts, accepted_drafts; /* tokens that the rollout guessed, and those of them that were right */
     bool compared;
     wb_replay_metrics off; /* the same batch and weights, routing free: what --replay off would have seen */

@@ -145,14 +145,19 @@ wb_status rollouts_generate(wb_engine *engine, wb_comm *comm, const options *o, 
     return status;
 }
 
-wb_status rollouts_count_drafts(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
-                                step_metrics *m) {
+wb_status rollouts_count(const wb_engine *engine, const wb_engine_stats *before, wb_comm *comm,
+                         step_metrics *m) {
     const wb_engine_stats now = wb_engine_get_stats(engine);
-    double sums[2] = {(double)(now.drafts - before->drafts),
+    double sums[5] = {(double)(now.prefill_tokens - before->prefill_tokens),
+                      (double)(now.taken_over_tokens - before->taken_over_tokens),
+                      (double)(now.preemptions - before->preemptions), (double)(now.drafts - before->drafts),
                       (double)(now.accepted_drafts - before->accepted_drafts)};
-    WB_TRY(wb_comm_all_reduce_f64(comm, sums, 2));
-    m->drafts = sums[0];
-    m->accepted_drafts = sums[1];
+    WB_TRY(wb_comm_all_reduce_f64(comm, sums, 5));
+    m->prefill_tokens = sums[0];
+    m->taken_over_tokens = sums[1];
+    m->preemptions = sums[2];
+    m->drafts = sums[3];
+    m->accepted_drafts = sums[4];
     return WB_OK;
 }
 

@@ -130,7 +130,7 @@ static wb_status generate(const trainer *t, const rollout_side *side, report *r,
     if (side->experts) before = wb_rebalance_get_stats(side->experts);
     WB_TRY(rollouts_generate(side->engine, t->comm, t->o, side->task, t->step, r, signal_out, b));
     if (*signal_out != 0) return WB_OK;
-    wb_status status = rollouts_count_drafts(side->engine, &engine_before, t->comm, m);
+    wb_status status = rollouts_count(side->engine, &engine_before, t->comm, m);
     if (status == WB_OK && side->experts) status = live_experts_report(side->experts, &before, t->comm, r, m);
     if (status == WB_OK)
         status = expert_load_balancedness(t->model, wb_model_placement(side->model), b, &m->balancedness);

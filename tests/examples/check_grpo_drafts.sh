@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # check_grpo_drafts.sh - waybill-grpo with drafts, of an MTP layer and of a request's own text: the samples are those without, training
-# follows each of their rows and has the rollout's log-probabilities, and some drafts are right.
+# follows each of their rows and has the rollout's log-probabilities, and some drafts are right. Tokens of prompts are fed or taken over.
 # usage: check_grpo_drafts.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 
@@ -9,17 +9,27 @@ ln -s "$source/tests/golden/oracles/deepseek_v3_mtp" mtp
 # samples OUT: what was generated, whichever rank did
 samples() { "$waybill" cat "$1/dump" --tokens --json | sort; }
 # numbers OUT: of metrics.jsonl what does not depend on time and drafts
-numbers() { sed -E 's/"(seconds_[a-z]*|drafts|accepted_drafts)":[^,}]*//g' "$1/metrics.jsonl"; }
+numbers() { sed -E 's/"(seconds_[a-z]*|prefill_tokens|preemptions|drafts|accepted_drafts)":[^,}]*//g' "$1/metrics.jsonl"; }
+total() { awk '{ n += $1 } END { print n + 0 }'; }
+# counted OUT: the rollout's tokens of prompts are those of the samples
+counted() {
+    local prompts fed taken
+    prompts=$(samples "$1" | sed 's/.*"prompt_len":\([0-9]*\).*/\1/' | total)
+    fed=$(field "$1/metrics.jsonl" prefill_tokens | total) taken=$(field "$1/metrics.jsonl" taken_over_tokens | total)
+    [ "$(field "$1/metrics.jsonl" preemptions | total)" = 0 ] && [ "$taken" -gt 0 ] && [ $((fed + taken)) = "$prompts" ] ||
+        fail "$1: $prompts tokens of prompts, of which $fed were fed and $taken taken over"
+}
 
 # sampled MODEL RANKS DRAFTS STEPS: runs with and without
 sampled() {
     local out=$1_$2_$3
     for drafts in 0 "$3"; do
         run "$2" --model "$1" --out "${out}_of_$drafts" --steps "$4" --prompts 6 --samples 4 --updates 2 --max-tokens 24 --lr 3e-4 \
-            --stop-token none --seed 5 --max-drafts "$drafts" >log 2>&1 || { cat log; fail "$1 on $2 ranks, $drafts drafts"; }
+            --block-size 2 --stop-token none --seed 5 --max-drafts "$drafts" >log 2>&1 || { cat log; fail "$1 on $2 ranks, $drafts drafts"; }
     done
     grep -q 'drafts accepted [0-9]* %' log || { cat log; fail "$out: no acceptance is printed"; }
     cmp <(samples "${out}_of_0") <(samples "${out}_of_$3") || fail "$out: other samples than without drafts"
+    counted "${out}_of_0"
     for name in routed_differently routed_differently_updates kl_k1 kl_k3; do
         found=$(field "${out}_of_$3/metrics.jsonl" $name | sort -u)
         [ -n "$found" ] && ! echo "$found" | grep -qv '^-\?0\.0*$' || fail "$out: $name: expected 0, found $found"
