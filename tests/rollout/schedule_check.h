@@ -97,11 +97,28 @@ static inline const char *not_continued(const wb_route_model *routes, const wb_r
     return NULL;
 }
 
+/* The engine that a request is alone in could err alike about what a record is to have at all: rows from
+ * routes_start on, as far as it was fed, a mask, what indexers chose. */
+static inline const char *not_as_asked(const wb_request *asked, const wb_record *record) {
+    const uint32_t fed = record->n_spans > 0 ? record->spans[record->n_spans - 1].end : 0;
+    const uint32_t start = asked->routes_start, n = fed > start ? fed - start : 0;
+    const uint32_t n_rows = asked->return_routes ? n : 0;
+    if (record->n_routes != (n_rows > 0)) return "runs of rows, as asked for";
+    if (n_rows > 0 && (record->routes[0].start != start || record->routes[0].rows != n_rows))
+        return "rows' places, as asked for";
+    if (asked->return_sampling_mask && asked->temperature == 0 && record->n_tokens > record->prompt_len &&
+        !record->mask_ends)
+        return "a mask, as asked for";
+    return !record->indexer == !(asked->return_indexer && n > 0) ? NULL : "what indexers chose, as asked for";
+}
+
 static inline const char *check_request(lone_engine *lone, ask *a, const feed_log *log,
                                         const wb_completion *found) {
     const wb_route_model *routes = wb_model_routes(lone->own.model);
     if (wb_record_check(routes, &found->record, found->record.finish != WB_FINISH_ABORT) != WB_OK)
         return wb_error_message();
+    const char *odd = not_as_asked(&a->request, &found->record);
+    if (odd) return odd;
     wb_completion *alone = lone_request(lone, a, log);
     const char *what = difference(routes, alone, found);
     wb_completion_free(alone);
