@@ -46,6 +46,8 @@ npy=$({ printf '\x93NUMPY\x01\x00v\x00%-117s\n' "{'descr': '|u1', 'fortran_order
     printf '\1\2\3\4\5\6\7\0\2\1\4\3'; } | base64 -w 0)
 echo "${rows//$'\n'/}" | sed "s|NPY|$npy|" >"$scratch/answers.jsonl"
 expect 0 "$waybill" convert --from vllm --model "$scratch/quantized" "$scratch/answers.jsonl" -o "$scratch/hash.wbr"
+expect 0 "$waybill" inspect "$scratch/hash.wbr"
+out_has "hash         routed by a table of token ids: layers 0"
 expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
 err_has "$scratch/quantized"
 # Its tables are not quantized: they are compared where there is a checkpoint.
