@@ -240,6 +240,9 @@ WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, 
  * one plan: what is stored for one of them is the others'. INVALID_ARGUMENT unless options.indexer is set,
  * and outside of the plan. */
 
+/* Host bytes that a plan takes for each row and indexer, beside the positions of rows that choose. */
+enum { WB_REPLAY_LISTED_BYTES = 24 };
+
 /* What a forward must tell wb_replay_indexer_store of the rows that it asked for. */
 typedef struct wb_replay_indexer_slice {
     bool any_forced, any_native; /* as of wb_replay_slice; a row of padding is neither */

@@ -29,6 +29,8 @@ static wb_status find_choices(const import_request *r, const wb_route_model *m, 
     const int64_t layers = field.kind == IMPORT_INTEGER ? field.integer
                            : array->n_dims == 3         ? (int64_t)array->shape[1]
                                                         : 0;
+    if (field.kind != IMPORT_INTEGER && layers == 0)
+        return wb_fail(WB_MISMATCH, "indexer_topk_num_layers: expected a number of layers, found none");
     if (layers != columns && layers != m->n_indexer_layers && layers != m->num_hidden_layers)
         return wb_fail(WB_MISMATCH,
                        "indexer_topk_num_layers: expected %" PRIu32 " hidden layers, %" PRIu32
