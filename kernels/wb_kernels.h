@@ -1054,9 +1054,9 @@ typedef struct wb_op_sizes {
     int64_t keys;
     /* of a gated delta rule; zeros where there is none */
     wb_delta_heads delta;
-    /* of attention over entries, with the heads above: keys and entries together that a query sees, and
-     * entries that an indexer chooses from */
-    int64_t entry_keys, ranked_entries;
+    /* of attention over entries, with the heads above: keys and entries together that a query sees, entries
+     * that an indexer chooses from, and those of a call's tokens, of which a backward has rows */
+    int64_t entry_keys, ranked_entries, call_entries;
     int32_t index_heads, index_dim;
     /* channels of a compressor's gates, the widest */
     int64_t compress_channels;

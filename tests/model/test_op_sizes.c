@@ -72,6 +72,7 @@ static void expect_keys(const wb_config *c, int64_t keys, wb_op_sizes *expected)
     const int64_t heavy = keys / s->heavy_rate, sparse = keys / s->sparse_rate, window = c->window;
     expected->keys = 0;
     expected->ranked_entries = sparse;
+    expected->call_entries = larger(expected->tokens / s->heavy_rate, expected->tokens / s->sparse_rate);
     expected->entry_keys =
         -larger(-window, -keys) + larger(heavy, sparse < s->index_top_k ? sparse : s->index_top_k);
 }
@@ -111,6 +112,7 @@ static void expect_told(const wb_op_sizes *expected) {
     EXPECT(told.keys == expected->keys);
     EXPECT(told.entry_keys == expected->entry_keys);
     EXPECT(told.ranked_entries == expected->ranked_entries);
+    EXPECT(told.call_entries == expected->call_entries);
     EXPECT(told.index_heads == expected->index_heads);
     EXPECT(told.index_dim == expected->index_dim);
     EXPECT(told.compress_channels == expected->compress_channels);
@@ -161,7 +163,9 @@ static void open_train(wb_model *model, wb_op_sizes expected, int64_t max_expert
 }
 
 static void open_all(rank *r) {
-    const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
+    wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
+    /* Either kind of layers may be the one that makes more entries. */
+    if (config.compressed.q_rank > 0 && random_below(&r->state, 2) == 0) config.compressed.heavy_rate = 2;
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), P = config.max_positions;
     wb_placement *placement = placement_random(L, wb_config_weighted(&config), r->of, &r->state, true);
     wb_model_options options = options_of(r, placement);
