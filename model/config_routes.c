@@ -126,7 +126,8 @@ wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_rout
     size_t bytes = 0;
     json_t *root = NULL;
     wb_route_model model = {0};
-    uint32_t layers[3 * WB_MAX_LAYERS] = {0}, vocab = 0;
+    uint32_t layers[WB_ROUTE_LISTS_MAX] = {0}, vocab = 0;
+    _Static_assert(WB_ROUTE_LISTS_MAX == 3 * WB_MAX_LAYERS, "three lists of all layers");
     WB_TRY(wb_text_format(&path, "%s/config.json", dir));
     wb_status status = wb_file_read(path, MAX_BYTES, &text, &bytes);
     if (status == WB_OK) status = wb_json_parse(text, bytes, path, &root);

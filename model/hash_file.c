@@ -27,7 +27,7 @@ static wb_status read_folder(const char *dir, wb_hash_file *file) {
 /* *runs_out false: the engine does not run the model, or cannot by this file, of which the routes can be read
  * all the same. */
 static wb_status read_config(const char *dir, wb_config *config_out, bool *runs_out) {
-    uint32_t layers[3072], vocab_size;
+    uint32_t layers[WB_ROUTE_LISTS_MAX], vocab_size;
     wb_route_model routes;
     const wb_status status = wb_config_load_unquantized(dir, config_out);
     *runs_out = status == WB_OK;

@@ -201,13 +201,17 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
     return config->router.n_experts - config->n_weightless;
 }
 
+/* Numbers that the lists of a route model have at most: the places of its MoE layers, of its indexers, and
+ * whose indexer each of these uses, for as many hidden layers as a config.json may have. */
+enum { WB_ROUTE_LISTS_MAX = 3 * 1024 };
+
 /* Whose routes those of the model in DIR are, by its config.json, whether this engine runs it or not: of all
  * families of WB_FAMILY_LIST, quantized or not. For a model that the engine runs it is what wb_config_routes
  * says; of others, and where wb_config_load would be CORRUPT (a key that the engine needs is absent or of
  * another type) by no key that routes depend on, the fingerprint is made of family, hidden_size, vocab_size
  * and the route model.
- * moe_layers_out: [3072], which *model_out points into. vocab_size_out: V. UNSUPPORTED names another
- * model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
+ * moe_layers_out: [WB_ROUTE_LISTS_MAX], which *model_out points into. vocab_size_out: V. UNSUPPORTED names
+ * another model_type; CORRUPT and INVALID_ARGUMENT the key that cannot be. */
 WB_API wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,
                                      uint32_t *vocab_size_out);
 

@@ -16,6 +16,7 @@ WB_API bool wb_python_abi_line(int i, const char **kind_out, const char **name_o
 /* X(type, constant) */
 #define WB_PYTHON_ENUMS(X)                     \
     X(wb_status, WB_OK)                        \
+    X(int, WB_ROUTE_LISTS_MAX)                 \
     X(wb_dtype, WB_U8)                         \
     X(wb_dtype, WB_U16)                        \
     X(wb_finish, WB_FINISH_NONE)               \

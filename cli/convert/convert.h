@@ -3,6 +3,7 @@
 #define WB_CLI_CONVERT_H
 
 #include "command.h"
+#include "wb_model.h"
 
 typedef struct convert_options {
     const char *from, *to, *model, *output;
@@ -35,10 +36,9 @@ void convert_input_pass(convert_input *input, size_t begin);
 void convert_input_close(convert_input *input);
 
 /* Whose routes those of the model at DIR are (convert_model.c). */
-enum { CONVERT_MAX_LAYERS = 1024 };
 typedef struct convert_model {
     wb_route_model routes;
-    uint32_t moe_layers[3 * CONVERT_MAX_LAYERS]; /* as of wb_routes_of_folder */
+    uint32_t moe_layers[WB_ROUTE_LISTS_MAX];
     uint32_t vocab_size;
 } convert_model;
 wb_status convert_model_read(const char *dir, convert_model *model_out);

@@ -23,7 +23,7 @@ static wb_status check_hash_rows(wb_dump *dump, const wb_hash_routes *routes, ui
 }
 
 wb_status verify_model(const char *path, const char *dir, uint32_t *not_compared_out) {
-    uint32_t layers[3072], vocab_size;
+    uint32_t layers[WB_ROUTE_LISTS_MAX], vocab_size;
     wb_route_model model;
     wb_dump *dump = NULL;
     wb_hash_file *tables = NULL;

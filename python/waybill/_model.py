@@ -170,7 +170,8 @@ def _indexer_of(struct: Any) -> Indexer | None:
 
 def model_of_folder(folder: str | os.PathLike[str]) -> tuple[RouteModel, int]:
     """The model whose config.json lies there, and the size of its vocabulary."""
-    found, layers, vocab_size = _abi.structs["wb_route_model"](), np.zeros(3072, np.uint32), ctypes.c_uint32()
+    found, vocab_size = _abi.structs["wb_route_model"](), ctypes.c_uint32()
+    layers = np.zeros(_abi.enums["WB_ROUTE_LISTS_MAX"], np.uint32)
     _abi.functions["wb_routes_of_folder"](
         os.fsencode(folder), _abi.pointer(layers), ctypes.byref(found), ctypes.byref(vocab_size)
     )

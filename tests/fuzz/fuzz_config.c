@@ -56,7 +56,7 @@ static void require_same(const wb_config *a, const wb_config *b) {
 
 /* Whose routes: refused alike, or a model that passes its own check. */
 static void read_routes(void) {
-    static uint32_t layers[3072];
+    static uint32_t layers[WB_ROUTE_LISTS_MAX];
     uint32_t vocab_size;
     wb_route_model model;
     if (wb_routes_of_folder(dir, layers, &model, &vocab_size) != WB_OK)

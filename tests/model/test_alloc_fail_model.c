@@ -136,7 +136,7 @@ static wb_status load_config(const place *p) {
 }
 
 static wb_status read_routes(const place *p) {
-    uint32_t layers[3072], vocab_size;
+    uint32_t layers[WB_ROUTE_LISTS_MAX], vocab_size;
     wb_route_model model;
     return wb_routes_of_folder(p->single.text, layers, &model, &vocab_size);
 }

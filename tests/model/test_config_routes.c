@@ -23,7 +23,7 @@ static int remove_dir(void **state) {
 
 typedef struct found {
     wb_route_model model;
-    uint32_t layers[3072], vocab;
+    uint32_t layers[WB_ROUTE_LISTS_MAX], vocab;
 } found;
 
 static wb_status read_text(const char *text, found *f) {
@@ -167,7 +167,7 @@ static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
         const temp_path folder = temp_in(WB_TEST_DATA, folders[i]);
         wb_config config;
         wb_route_model expected, model;
-        uint32_t layers[2][3072], vocab = 0;
+        uint32_t layers[2][WB_ROUTE_LISTS_MAX], vocab = 0;
         assert_int_equal(WB_OK, wb_config_load(folder.text, &config));
         assert_int_equal(WB_OK, wb_config_routes(&config, layers[0], &expected));
         assert_int_equal(WB_OK, wb_routes_of_folder(folder.text, layers[1], &model, &vocab));
