@@ -4,7 +4,7 @@
  * other ops had made: each is compared here. Argument 1 sets the seed. */
 #include "placed_model.h"
 
-enum { ROUNDS = 2 * N_VARIANTS, POOL_BLOCKS = 12 };
+enum { ROUNDS = 2 * N_VARIANTS, BLOCK_SIZE = 3 };
 
 /* What this thread's device was told, and how often. */
 static _Thread_local wb_op_sizes told;
@@ -131,18 +131,21 @@ static void expect_told(const wb_op_sizes *expected) {
 
 /* ---- inference and training ---------------------------------------------------------------------- */
 
-/* A query sees what the blocks of its sequence hold, which the pool holds, and no more than the model has
- * positions. */
-static void open_infer(wb_model *model, wb_op_sizes expected, int64_t max_expert_rows, int32_t max_blocks,
-                       int64_t keys) {
+/* A query sees what the blocks of its sequence hold: max_blocks, or those of the model's positions, the last
+ * of which may have places beyond them, and no more than the pool has. */
+static void open_infer(wb_model *model, wb_op_sizes expected, int64_t max_expert_rows, int32_t n_blocks,
+                       int32_t max_blocks) {
     wb_infer_options options = wb_infer_options_default();
     wb_infer *infer;
-    options.n_blocks = POOL_BLOCKS;
-    options.block_size = 3;
+    const int32_t positions = wb_model_config(model)->max_positions,
+                  usual = positions / BLOCK_SIZE + (positions % BLOCK_SIZE > 0);
+    const int64_t blocks = max_blocks > 0 ? max_blocks : usual < n_blocks ? usual : n_blocks;
+    options.n_blocks = n_blocks;
+    options.block_size = BLOCK_SIZE;
     options.max_blocks = max_blocks;
     options.max_tokens = expected.tokens;
     options.max_expert_rows = max_expert_rows;
-    expect_keys(wb_model_config(model), keys, &expected);
+    expect_keys(wb_model_config(model), blocks * BLOCK_SIZE, &expected);
     MUST(wb_infer_open(model, &options, &infer));
     expect_told(&expected);
     wb_infer_close(infer);
@@ -177,14 +180,15 @@ static void open_all(rank *r) {
     wb_placement_close(placement);
     EXPECT(n_told == 0);
     wb_op_sizes expected = sizes_of(model, options.activations, 17 + random_below(&r->state, 9));
-    open_infer(model, expected, 0, 7, 21);
-    open_infer(model, expected, 0, P, P);
-    open_infer(model, expected, 0, 0, P < 3 * POOL_BLOCKS ? P : 3 * POOL_BLOCKS);
+    open_infer(model, expected, 0, 12, 7);
+    open_infer(model, expected, 0, 12, P);
+    open_infer(model, expected, 0, 12, 0);
+    open_infer(model, expected, 0, 99, 0);
     open_train(model, expected, 0, false);
     open_train(model, expected, 0, true);
     /* One rank has no more rows than choices, and needs no limit. */
     if (r->of > 1) expected.expert_rows = 29;
-    open_infer(model, expected, 29, 7, 21);
+    open_infer(model, expected, 29, 12, 7);
     open_train(model, expected, 29, false);
     wb_model_close(model);
 }
