@@ -685,10 +685,11 @@ typedef struct wb_entry_attention {
     int32_t max_listed;
 } wb_entry_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward, in which each sequence begins at position 0: dq (=), dk like k
- * and dentries like the entries' rows (+=): a row's gradient as key and as value, over ascending queries, of
- * each of which what comes by its scores goes before what comes by its weights, over ascending heads. dsinks
- * as in attention_backward. */
+/* out[T, n_heads * head_dim] (=). Backward, in which each sequence is whole: its tokens are adjacent, at the
+ * positions 0, 1, 2 and so on, as rows and entries are counted by tokens of the call; nothing checks it. dq
+ * (=), dk like k and dentries like the entries' rows (+=): a row's gradient as key and as value, over
+ * ascending queries, of each of which what comes by its scores goes before what comes by its weights, over
+ * ascending heads. dsinks as in attention_backward. */
 typedef wb_status wb_entry_attention_forward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows out);
 typedef wb_status wb_entry_attention_backward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
                                                  wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks);
