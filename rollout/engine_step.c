@@ -153,9 +153,9 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
 }
 
 static void count_fed(wb_engine *engine, const wb_sched_entry *entry) {
-    const uint32_t n = wb_sched_n_kept(entry), again = wb_sched_is_decode(entry) ? entry->n_went_back : n;
-    engine->prefill_tokens += again;
-    engine->decode_tokens += n - again;
+    const uint32_t n_prefilled = wb_sched_n_prefilled(entry);
+    engine->prefill_tokens += n_prefilled;
+    engine->decode_tokens += wb_sched_n_kept(entry) - n_prefilled;
     engine->drafts += entry->n_drafts;
     engine->accepted_drafts += entry->n_accepted;
 }

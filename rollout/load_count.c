@@ -20,8 +20,8 @@ static void mark_rows(const wb_load_count *count, const wb_step_batch *batch) {
     memset(count->decode, 0, bytes);
     for (int64_t t = 0; t < batch->n_tokens; t++) {
         const wb_sched_entry *entry = batch->entries[batch->seq[t]];
-        uint8_t *bits = wb_sched_is_decode(entry) ? count->decode : count->prefill;
         const uint32_t step_row = (uint32_t)batch->pos[t] - entry->n_in_pool;
+        uint8_t *bits = step_row < wb_sched_n_prefilled(entry) ? count->prefill : count->decode;
         if (step_row < entry->n_went_back || step_row >= wb_sched_n_kept(entry)) continue;
         bits[t / 8] |= (uint8_t)(1u << t % 8);
     }

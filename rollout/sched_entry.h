@@ -61,11 +61,13 @@ static inline uint32_t wb_sched_n_kept(const wb_sched_entry *entry) {
     return entry->n_planned + entry->n_accepted;
 }
 
-/* Whether what is fed, but for drafts and what is fed again after one, is one token that the request sampled
- * itself. */
-static inline bool wb_sched_is_decode(const wb_sched_entry *entry) {
-    return entry->n_planned == entry->n_went_back + 1 &&
-           entry->n_in_pool + entry->n_went_back >= entry->record->prompt_len;
+/* Of the tokens that stay, how many from the first on count as prefill: those of a prompt, and what is fed
+ * again. The others, which the request sampled or guessed itself, count as decode: the one token of a step of
+ * decoding, and drafts wherever they are fed, behind the last token of a prompt too. */
+static inline uint32_t wb_sched_n_prefilled(const wb_sched_entry *entry) {
+    const bool decodes = entry->n_planned == entry->n_went_back + 1 &&
+                         entry->n_in_pool + entry->n_went_back >= entry->record->prompt_len;
+    return decodes ? entry->n_went_back : entry->n_planned;
 }
 
 #endif

@@ -14,14 +14,17 @@ static uint64_t base_seed;
 
 enum { ASKS = 5 };
 
-/* The counts of the records, which have their routes from elsewhere: from what was returned. */
-static wb_load *load_of_records(mover *m) {
+/* The counts of the records, which have their routes from elsewhere: from what was returned; and their rows
+ * behind the prompts. */
+static wb_load *load_of_records(mover *m, uint64_t *n_decoded_out) {
     const wb_load_region region = {"records", N_LAYERS, N_EXPERTS, 0};
     wb_load *load;
     must(wb_load_open(1, &region, NULL, &load), "load");
+    *n_decoded_out = 0;
     for (int i = 0; i < ASKS; i++) {
         wb_completion *found = wb_engine_poll(m->engine);
         if (!found) abort();
+        *n_decoded_out += found->record.n_tokens - 1 - found->record.prompt_len;
         must(wb_load_add_record(load, 0, wb_model_routes(m->model), &found->record, false), "record");
         wb_completion_free(found);
     }
@@ -58,17 +61,24 @@ static void play_counted(mover *m) {
     }
     run_dry(m->engine, 1000);
     must(wb_rebalance_boundary(m->manager), "the pass of the last step");
-    wb_load *expected = load_of_records(m);
+    uint64_t n_decoded;
+    wb_load *expected = load_of_records(m, &n_decoded);
     compare_counts(m, expected);
+    const uint64_t found = wb_engine_get_stats(m->engine).decode_tokens;
+    if (found != n_decoded) {
+        fprintf(stderr, "seed %" PRIu64 ": decode_tokens: expected %" PRIu64 ", found %" PRIu64 "\n", m->seed,
+                n_decoded, found);
+        abort();
+    }
     wb_load_close(expected);
 }
 
-static void expect_counts(int n_ranks, wb_config config, int32_t max_drafts) {
+static void expect_counts(int n_ranks, uint64_t seed, wb_config config, int32_t max_drafts) {
     mover movers[MAX_RANKS];
     wb_rebalance_options options = wb_rebalance_options_default();
     options.every = 1000000;
     for (int r = 0; r < n_ranks; r++)
-        movers[r] = (mover){.seed = base_seed,
+        movers[r] = (mover){.seed = seed,
                             .options = options,
                             .config = config,
                             .max_drafts = max_drafts,
@@ -79,15 +89,16 @@ static void expect_counts(int n_ranks, wb_config config, int32_t max_drafts) {
 
 static void test_rule_27_each_row_counts_once_in_its_phase_and_layer(void **state) {
     (void)state;
-    for (int n = 1; n <= 2; n++) expect_counts(n, moving_config(), 0);
+    for (int n = 1; n <= 2; n++) expect_counts(n, base_seed, moving_config(), 0);
 }
 
 /* A draft that was wrong does not count, and what a state is fed again after it counts once; MTP layers are
  * none of those that are counted. */
 static void test_rule_27_drafts_of_mtp_layers_do_not_count(void **state) {
     (void)state;
-    for (int i = 0; i < 2 * N_GUESSING; i++)
-        expect_counts(i % 2 + 1, guessing_config(guessing_families[i / 2]), 1);
+    for (uint64_t seed = base_seed; seed < base_seed + 10; seed++)
+        for (int i = 0; i < 2 * N_GUESSING; i++)
+            expect_counts(i % 2 + 1, seed, guessing_config(guessing_families[i / 2]), 1);
 }
 
 /* Before it runs: a step could not be counted on that rank alone. */
