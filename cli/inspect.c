@@ -49,9 +49,11 @@ static void print_model(const wb_route_model *m) {
     printf(" chosen of %" PRIu32, m->num_experts);
     if (m->n_weightless > 0) printf(", the last %" PRIu32 " without weights", m->n_weightless);
     printf(", %s: %zu bytes a row\n", wb_dtype_name(wb_route_dtype(m->num_experts)), wb_route_row_bytes(m));
-    if (m->n_indexer_layers > 0)
-        printf("indexers     %" PRIu32 " of %" PRIu32 " layers, up to %" PRIu32 " positions\n",
-               wb_indexer_columns(m), m->n_indexer_layers, m->indexer_k);
+    if (m->n_indexer_layers == 0) return;
+    printf("indexers     %" PRIu32 " of %" PRIu32 " layers, up to %" PRIu32 " positions",
+           wb_indexer_columns(m), m->n_indexer_layers, m->indexer_k);
+    if (m->indexer_rate > 1) printf(" of %" PRIu32 " tokens each", m->indexer_rate);
+    printf("\n");
 }
 
 static void print_file(const char *name, const totals *t) {
