@@ -105,7 +105,13 @@ static void test_what_is_refused(void **unused) {
         strstr(wb_error_message(), "request x: indexer_topk: expected integers of 3 rows, 2 layers"));
     topk[2 * K] = 2; /* of the token at position 1 */
     assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
-    assert_non_null(strstr(wb_error_message(), "indexer_topk: position 1: expected -1..1, found 2"));
+    assert_non_null(strstr(wb_error_message(),
+                           "record x: indexer: position 1, model layer 0: expected positions "
+                           "below 2, found 2"));
+    topk[2 * K] = -2;
+    assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
+    assert_non_null(
+        strstr(wb_error_message(), "indexer_topk: position 1: expected -1..2147483647, found -2"));
     topk[2 * K] = 0;
     assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
     assert_non_null(strstr(wb_error_message(), "indexer_topk: position 1: 0 is chosen twice"));

@@ -82,21 +82,30 @@ static void test_hash_layers_and_indexers_without_what_an_engine_needs(void **st
     "\"n_routed_experts\": 8, \"num_experts_per_tok\": 2"
     static const struct {
         const char *rest;
-        uint32_t n_hash, hash[3], n_indexers, indexers[3], k;
+        uint32_t n_hash, hash[3], n_indexers, indexers[3], k, rate;
     } files[] = {
-        {"}", 3, {0, 1, 2}, 2, {3, 5}, 512},
+        {"}", 3, {0, 1, 2}, 2, {3, 5}, 512, 4},
         {", \"num_hash_layers\": 0, \"index_topk\": 7, \"compress_ratios\": [4, 0, 0, 128, 4, 0, 0]}",
          0,
          {0},
          2,
          {0, 4},
-         7},
+         7,
+         4},
+        {", \"index_topk\": 7, \"compress_rates\": {\"compressed_sparse_attention\": 3}}",
+         3,
+         {0, 1, 2},
+         2,
+         {3, 5},
+         7,
+         3},
         {", \"mlp_layer_types\": [\"moe\", \"hash_moe\", \"moe\", \"moe\", \"moe\", \"hash_moe\"], "
          "\"compress_ratios\": [0, 0, 0, 128, 128, 0]}",
          2,
          {1, 5},
          0,
          {0},
+         0,
          0},
     };
     (void)state;
@@ -110,6 +119,7 @@ static void test_hash_layers_and_indexers_without_what_an_engine_needs(void **st
             assert_int_equal(files[i].hash[l], f.model.hash_layers[l]);
         assert_int_equal(files[i].n_indexers, f.model.n_indexer_layers);
         assert_int_equal(files[i].k, f.model.indexer_k);
+        assert_int_equal(files[i].rate, f.model.indexer_rate);
         for (uint32_t l = 0; l < files[i].n_indexers; l++)
             assert_true(f.model.indexer_layers[l] == files[i].indexers[l] &&
                         f.model.indexer_source[l] == files[i].indexers[l]);

@@ -110,7 +110,8 @@ static void test_who_may_ask(void **state) {
     counts[2 * 4 + 1]--; /* position 4 sees one entry */
     rows.counts = counts;
     assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, ask_request(&a)));
-    assert_message("found at position 4, indexer 1: another number of entries");
+    assert_message("request next: it continues: record r0: indexer: position 4, model layer 3: "
+                   "expected a count of 1, found 0");
     rows.counts = w.done[0]->record.indexer->counts;
     wb_completion *c = complete(engine, &a);
     assert_record_good(w.r.model, c);
