@@ -35,6 +35,7 @@ expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$golden/good_u8
 err_has "good_u8.wbr: model name: expected deepseek_v4, found test_moe"
 expect 1 "$waybill" verify --model "$scratch/nowhere" "$golden/good_u8.wbr"
 err_has "nowhere/config.json"
+out_has "FAILED: the model of --model: "
 
 # A quantized model whose weights the engine does not read, without a checkpoint: its rows are not verified.
 mkdir "$scratch/quantized"
