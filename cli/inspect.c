@@ -38,6 +38,24 @@ static double ratio(uint64_t a, uint64_t b) {
     return b ? (double)a / (double)b : 0;
 }
 
+/* Hidden layers, of which list[i] names one, or, under MoE layers, its place among those. */
+static void print_layers(const wb_route_model *m, const uint32_t *list, uint32_t n, bool among_moe) {
+    for (uint32_t i = 0; i < n; i++)
+        printf("%s%" PRIu32, i ? ", " : " ", among_moe ? m->moe_layers[list[i]] : list[i]);
+}
+
+/* Which layers have an indexer, and which of them ask another layer's. */
+static void print_indexers(const wb_route_model *m) {
+    printf("indexers     up to %" PRIu32 " entries", m->indexer_k);
+    if (m->indexer_rate > 1) printf(" of %" PRIu32 " tokens each", m->indexer_rate);
+    printf(", of layers");
+    print_layers(m, m->indexer_layers, m->n_indexer_layers, false);
+    for (uint32_t i = 0; i < m->n_indexer_layers; i++)
+        if (m->indexer_source[i] != m->indexer_layers[i])
+            printf("; layer %" PRIu32 " uses that of %" PRIu32, m->indexer_layers[i], m->indexer_source[i]);
+    printf("\n");
+}
+
 static void print_model(const wb_route_model *m) {
     printf("model        %s, router %s, fingerprint %s\n", m->name, m->router, m->fingerprint);
     printf("layers       %" PRIu32 " MoE layers of %" PRIu32 ": %" PRIu32 "..%" PRIu32 "\n", m->n_moe_layers,
@@ -49,9 +67,12 @@ static void print_model(const wb_route_model *m) {
     printf(" chosen of %" PRIu32, m->num_experts);
     if (m->n_weightless > 0) printf(", the last %" PRIu32 " without weights", m->n_weightless);
     printf(", %s: %zu bytes a row\n", wb_dtype_name(wb_route_dtype(m->num_experts)), wb_route_row_bytes(m));
-    if (m->n_indexer_layers > 0)
-        printf("indexers     %" PRIu32 " of %" PRIu32 " layers, up to %" PRIu32 " positions\n",
-               wb_indexer_columns(m), m->n_indexer_layers, m->indexer_k);
+    if (m->n_hash_layers > 0) {
+        printf("hash         routed by a table of token ids: layers");
+        print_layers(m, m->hash_layers, m->n_hash_layers, true);
+        printf("\n");
+    }
+    if (m->n_indexer_layers > 0) print_indexers(m);
 }
 
 static void print_file(const char *name, const totals *t) {

@@ -96,10 +96,11 @@ static wb_status get_top_k(const header_tree *tree, wb_route_model *m) {
     return WB_OK;
 }
 
-static wb_status get_weightless(const header_tree *tree, wb_route_model *m) {
+/* 0 where there is no such key. */
+static wb_status get_optional_u32(const header_tree *tree, const char *key, uint32_t *out) {
     const msgpack_object *found = NULL;
-    WB_TRY(find(tree, "weightless", &found));
-    return found ? get_u32(tree, "weightless", &m->n_weightless) : WB_OK;
+    WB_TRY(find(tree, key, &found));
+    return found ? get_u32(tree, key, out) : WB_OK;
 }
 
 static wb_status get_hash_layers(const header_tree *tree, wb_route_model *m) {
@@ -120,7 +121,8 @@ static wb_status get_indexer(const header_tree *tree, wb_route_model *m) {
     WB_TRY(get_list(&indexer, "source", &m->indexer_source, &n_sources));
     if (n_sources != m->n_indexer_layers || n_sources == 0)
         return header_fail(&indexer, "source", "one for each of the layers, which are some");
-    return get_u32(&indexer, "k", &m->indexer_k);
+    WB_TRY(get_u32(&indexer, "k", &m->indexer_k));
+    return get_optional_u32(&indexer, "rate", &m->indexer_rate);
 }
 
 static wb_status read_model(const header_tree *header, wb_route_model *out) {
@@ -134,7 +136,7 @@ static wb_status read_model(const header_tree *header, wb_route_model *out) {
     WB_TRY(get_u32(&tree, "num_experts", &m.num_experts));
     WB_TRY(get_list(&tree, "moe_layers", &m.moe_layers, &m.n_moe_layers));
     WB_TRY(get_top_k(&tree, &m));
-    WB_TRY(get_weightless(&tree, &m));
+    WB_TRY(get_optional_u32(&tree, "weightless", &m.n_weightless));
     WB_TRY(get_hash_layers(&tree, &m));
     WB_TRY(get_indexer(&tree, &m));
     if (wb_route_model_check(&m) != WB_OK)

@@ -158,6 +158,8 @@ static wb_status take_model(wb_dump *d, uint32_t file, uint64_t header_end) {
         status = wb_route_model_match(&d->model, &model);
         if (status != WB_OK)
             status = wb_fail_context(status, "%s is of another model than the files before it", bytes.name);
+        else if (model.indexer_rate > 0) /* which the files before it may not say */
+            d->model.indexer_rate = model.indexer_rate;
     }
     wb_owner_close(&memory);
     return status;

@@ -106,11 +106,14 @@ static void pack_model(wb_pack *p, const wb_route_model *m) {
     if (m->n_hash_layers > 0) pack_list(p, "hash_layers", m->hash_layers, m->n_hash_layers);
     if (m->n_indexer_layers == 0) return;
     wb_pack_text(p, "indexer");
-    wb_pack_map(p, 3);
+    wb_pack_map(p, 3u + (m->indexer_rate > 0));
     pack_list(p, "layers", m->indexer_layers, m->n_indexer_layers);
     wb_pack_text(p, "k");
     wb_pack_uint(p, m->indexer_k);
     pack_list(p, "source", m->indexer_source, m->n_indexer_layers);
+    if (m->indexer_rate == 0) return;
+    wb_pack_text(p, "rate");
+    wb_pack_uint(p, m->indexer_rate);
 }
 
 static void pack_header(wb_pack *p, const wb_route_model *m, const char *producer) {

@@ -38,6 +38,15 @@ bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *run, uint
     return true;
 }
 
+uint32_t wb_indexer_seen(const wb_route_model *model, uint32_t position) {
+    return (position + 1) / (model->indexer_rate > 0 ? model->indexer_rate : 1);
+}
+
+uint32_t wb_indexer_count(const wb_route_model *model, uint32_t position) {
+    const uint32_t seen = wb_indexer_seen(model, position);
+    return seen < model->indexer_k ? seen : model->indexer_k;
+}
+
 uint32_t wb_indexer_common(wb_indexer_choice a, wb_indexer_choice b) {
     uint32_t n = 0;
     for (uint32_t i = 0, j = 0; i < a.count && j < b.count;) {
@@ -88,15 +97,15 @@ static wb_status cell_check(const wb_route_model *m, const wb_record *r, size_t 
     const wb_indexer_rows *run = r->indexer;
     const uint64_t from = cell > 0 ? run->ends[cell - 1] : 0, end = run->ends[cell];
     const uint32_t count = run->counts[cell];
-    /* A position is at most the token's own, so that there are position + 1 of them. */
-    const uint64_t most = m->indexer_k < position + 1 ? m->indexer_k : (uint64_t)position + 1;
+    const uint32_t seen = wb_indexer_seen(m, position), most = wb_indexer_count(m, position);
+    if (m->indexer_rate > 0 && count != most) return cell_fail(m, r, cell, "a count of", most, count);
     if (count > most) return cell_fail(m, r, cell, "a count of at most", most, count);
     if (end != from && (end < from || end - from != count))
         return cell_fail(m, r, cell, "an end of", from + count, end);
     if (end > total) return cell_fail(m, r, cell, "an end of at most that of the last cell,", total, end);
     for (uint64_t i = from; i < end; i++) {
-        if (run->positions[i] > position)
-            return cell_fail(m, r, cell, "positions of at most", position, run->positions[i]);
+        if (run->positions[i] >= seen)
+            return cell_fail(m, r, cell, "positions below", seen, run->positions[i]);
         if (i > from && run->positions[i] <= run->positions[i - 1])
             return cell_fail(m, r, cell, "a position above", run->positions[i - 1], run->positions[i]);
     }

@@ -83,6 +83,10 @@ static wb_status indexer_check(const wb_route_model *m) {
         return wb_fail(WB_INVALID_ARGUMENT,
                        "model indexer_k: expected 1..%u, and 0 without indexer layers, found %" PRIu32,
                        WB_MAX_TOKENS, m->indexer_k);
+    if (m->indexer_rate > (n == 0 ? 0 : WB_MAX_TOKENS))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "model indexer_rate: expected 0..%u, and 0 without indexer layers, found %" PRIu32,
+                       WB_MAX_TOKENS, m->indexer_rate);
     if (n > 0 && (!m->indexer_layers || !m->indexer_source))
         return wb_fail(WB_INVALID_ARGUMENT, "model indexer_layers or indexer_source: NULL with a count");
     for (uint32_t i = 0; i < n; i++) {
@@ -154,6 +158,9 @@ wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_mo
         WB_TRY(match_number("hash_layers", expected->hash_layers[i], found->hash_layers[i]));
     WB_TRY(match_number("n_indexer_layers", expected->n_indexer_layers, found->n_indexer_layers));
     WB_TRY(match_number("indexer_k", expected->indexer_k, found->indexer_k));
+    /* A file from before there was a rate is of the same model. */
+    if (expected->indexer_rate > 0 && found->indexer_rate > 0)
+        WB_TRY(match_number("indexer_rate", expected->indexer_rate, found->indexer_rate));
     for (uint32_t i = 0; i < expected->n_indexer_layers; i++) {
         WB_TRY(match_number("indexer_layers", expected->indexer_layers[i], found->indexer_layers[i]));
         WB_TRY(match_number("indexer_source", expected->indexer_source[i], found->indexer_source[i]));

@@ -45,6 +45,10 @@ typedef struct wb_route_model {
     /* Attention layers that an indexer chooses positions for (wb_indexer_rows); 0: the model has none. */
     uint32_t n_indexer_layers;
     uint32_t indexer_k; /* at most so many positions for a token in a layer, 1..2^30; 0 without such layers */
+    /* How many tokens one of these positions stands for, 1..2^30; 1: they are tokens, 4: compressed entries
+     * of 4 tokens each. 0: not known, as in files that do not say so: then nothing tells a choice of too few
+     * (wb_indexer_count). */
+    uint32_t indexer_rate;
     /* [n_indexer_layers] their indices among all layers, ascending; owner: as of moe_layers */
     const uint32_t *indexer_layers;
     /* [n_indexer_layers] the layer whose indexer layer i uses: itself, or one before it in the list that uses
@@ -61,7 +65,7 @@ WB_API wb_dtype wb_route_dtype(uint32_t num_experts);
 WB_API wb_status wb_route_model_check(const wb_route_model *model);
 
 /* OK when both, already checked, are the same model; else MISMATCH with a message that names the first field
- * that differs. */
+ * that differs. An indexer_rate that one of them does not know is no difference. */
 WB_API wb_status wb_route_model_match(const wb_route_model *expected, const wb_route_model *found);
 
 /* A run of consecutive rows. Row r holds the experts chosen when the token at absolute position start + r
@@ -79,19 +83,20 @@ typedef struct wb_route_rows {
 } wb_route_rows;
 
 /* A second choice, recorded on request: the positions that an indexer chose for a token in an attention
- * layer. What a position counts is the model's: tokens, or the compressed entries that stand for several of
- * them. It is at most the token's own. A cell is one token's choice in one layer; cell r * S + s is of the
- * token at position start + r and of the s-th of the S layers that use an indexer of their own
- * (wb_indexer_column). A layer that uses another one's has no cell. A token that could choose nothing has
- * cells of count 0, and one whose choice is not known lies outside of the run. The run owns nothing. */
+ * layer. What a position counts is the model's: tokens, or the compressed entries that stand for
+ * `indexer_rate` of them each; it is below wb_indexer_seen. A cell is one token's choice in one layer; cell
+ * r * S + s is of the token at position start + r and of the s-th of the S layers that use an indexer of
+ * their own (wb_indexer_column). A layer that uses another one's has no cell. A token that could choose
+ * nothing has cells of count 0, and one whose choice is not known lies outside of the run. The run owns
+ * nothing. */
 typedef struct wb_indexer_rows {
     uint32_t start; /* position of row 0 in the request */
     uint32_t rows;
-    const uint32_t *counts; /* [rows][S] how many were chosen, 0..indexer_k */
+    const uint32_t *counts; /* [rows][S] how many were chosen: wb_indexer_count where the rate is known */
     /* [rows][S] the positions of cell c are positions [ends[c - 1], ends[c]) (from 0 for c = 0): counts[c] of
      * them, or none, and then the choice is all of 0 .. counts[c] - 1 */
     const uint64_t *ends;
-    const uint32_t *positions; /* strictly ascending in a cell, each at most start + r */
+    const uint32_t *positions; /* strictly ascending in a cell, each below wb_indexer_seen of start + r */
 } wb_indexer_rows;
 
 /* Tokens [start, end) of the request were fed while the model had the weights of `weight_version`. */
@@ -284,6 +289,14 @@ WB_API uint32_t wb_indexer_layer(const wb_route_model *model, uint32_t column);
  * that has passed wb_record_check, have none or are NULL. */
 WB_API bool wb_indexer_at(const wb_route_model *model, const wb_indexer_rows *rows, uint32_t position,
                           uint32_t column, wb_indexer_choice *choice_out);
+
+/* How many positions there are for the token at `position` < 2^30 to choose of, from 0 on: (position + 1) /
+ * indexer_rate; where the rate is not known position + 1, as many as there can be. */
+WB_API uint32_t wb_indexer_seen(const wb_route_model *model, uint32_t position);
+
+/* How many of them an indexer chooses: all, and indexer_k at most. Where the rate is not known it may be
+ * fewer. */
+WB_API uint32_t wb_indexer_count(const wb_route_model *model, uint32_t position);
 
 /* Position j of a choice, j < count. */
 static inline uint32_t wb_indexer_position(const wb_indexer_choice *choice, uint32_t j) {

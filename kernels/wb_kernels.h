@@ -685,10 +685,11 @@ typedef struct wb_entry_attention {
     int32_t max_listed;
 } wb_entry_attention;
 
-/* out[T, n_heads * head_dim] (=). Backward, in which each sequence begins at position 0: dq (=), dk like k
- * and dentries like the entries' rows (+=): a row's gradient as key and as value, over ascending queries, of
- * each of which what comes by its scores goes before what comes by its weights, over ascending heads. dsinks
- * as in attention_backward. */
+/* out[T, n_heads * head_dim] (=). Backward, in which each sequence is whole: its tokens are adjacent, at the
+ * positions 0, 1, 2 and so on, as rows and entries are counted by tokens of the call; nothing checks it. dq
+ * (=), dk like k and dentries like the entries' rows (+=): a row's gradient as key and as value, over
+ * ascending queries, of each of which what comes by its scores goes before what comes by its weights, over
+ * ascending heads. dsinks as in attention_backward. */
 typedef wb_status wb_entry_attention_forward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows out);
 typedef wb_status wb_entry_attention_backward_fn(wb_device *dev, const wb_entry_attention *args, wb_rows dout,
                                                  wb_rows dq, wb_rows dk, wb_rows dentries, float *dsinks);
@@ -1054,9 +1055,9 @@ typedef struct wb_op_sizes {
     int64_t keys;
     /* of a gated delta rule; zeros where there is none */
     wb_delta_heads delta;
-    /* of attention over entries, with the heads above: keys and entries together that a query sees, and
-     * entries that an indexer chooses from */
-    int64_t entry_keys, ranked_entries;
+    /* of attention over entries, with the heads above: keys and entries together that a query sees, entries
+     * that an indexer chooses from, and those of a call's tokens, of which a backward has rows */
+    int64_t entry_keys, ranked_entries, call_entries;
     int32_t index_heads, index_dim;
     /* channels of a compressor's gates, the widest */
     int64_t compress_channels;

@@ -16,6 +16,9 @@ wb_status wb_config_read(const char *dir, wb_config *config_out, char **text_out
 /* wb_config_load whatever the weights are stored as, which changes no route. */
 wb_status wb_config_load_unquantized(const char *dir, wb_config *config_out);
 
+/* The family that model_type names. */
+wb_status wb_config_family(const json_t *root, wb_family *family_out);
+
 /* What a config.json says of the language model, as a config.json of that one alone (config_nested.c): the
  * object itself, or a copy of its text_config. Freed with json_decref. */
 wb_status wb_config_language_part(json_t *root, const wb_family_rules *rules, json_t **part_out);

@@ -143,11 +143,15 @@ static wb_status read_part(json_t *root, const wb_family_rules *rules, wb_config
     return status;
 }
 
-static wb_status read_root(json_t *root, wb_config *c, char **text) {
+wb_status wb_config_family(const json_t *root, wb_family *family_out) {
     const json_t *value = wb_json_value(root, "model_type");
     if (!value) return wb_fail(WB_CORRUPT, "model_type: expected a string, found none");
     if (!json_is_string(value)) return wb_json_wrong_type("model_type", value, "a string");
-    WB_TRY(wb_family_find(value, &c->family));
+    return wb_family_find(value, family_out);
+}
+
+static wb_status read_root(json_t *root, wb_config *c, char **text) {
+    WB_TRY(wb_config_family(root, &c->family));
     return read_part(root, wb_family_rules_of(c->family), c, text);
 }
 

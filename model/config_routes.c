@@ -1,7 +1,8 @@
-/* config_routes.c - whose routes those of a config.json are, for every family that others run, for what this
- * engine does not compute and where keys that it needs are absent: only what routes depend on is read.
+/* config_routes.c - whose routes those of a config.json are, also where this engine does not compute the
+ * model or keys that it needs are absent: then only what routes depend on is read, by the rules of its
+ * family.
  *
- * Refuses: families whose routers and dense layers it does not know, by name. */
+ * Refuses: models of no family, by name. */
 #include "config.h"
 #include "wb_check.h"
 #include "wb_file.h"
@@ -16,101 +17,6 @@
 
 enum { MAX_BYTES = 16 << 20 };
 
-static const struct route_family {
-    const char *model_type, *family; /* a model of text and images names its text part otherwise */
-    wb_router_type routers[2];       /* where norm_topk_prob is false, and true */
-    bool normalizes;                 /* norm_topk_prob where it is absent */
-    wb_moe_rule layers;
-    int32_t first_dense; /* first_k_dense_replace where it is absent */
-    bool compressed;     /* it has hash-routed layers, and layers with an indexer */
-} families[] = {
-    {"qwen2_moe",
-     "qwen2_moe",
-     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
-     false,
-     WB_MOE_SPARSE_STEP,
-     0,
-     false},
-    {"qwen3_moe",
-     "qwen3_moe",
-     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
-     false,
-     WB_MOE_SPARSE_STEP,
-     0,
-     false},
-    {"qwen3_next",
-     "qwen3_next",
-     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM},
-     true,
-     WB_MOE_SPARSE_STEP,
-     0,
-     false},
-    {"qwen3_5_moe",
-     "qwen3_5_moe",
-     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
-     true,
-     WB_MOE_EVERY_LAYER,
-     0,
-     false},
-    {"qwen3_5_moe_text",
-     "qwen3_5_moe",
-     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
-     true,
-     WB_MOE_EVERY_LAYER,
-     0,
-     false},
-    {"olmoe", "olmoe", {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX_NORM}, false, WB_MOE_EVERY_LAYER, 0, false},
-    {"mixtral",
-     "mixtral",
-     {WB_ROUTER_SOFTMAX_NORM, WB_ROUTER_SOFTMAX_NORM},
-     true,
-     WB_MOE_EVERY_LAYER,
-     0,
-     false},
-    {"gpt_oss",
-     "gpt_oss",
-     {WB_ROUTER_TOPK_SOFTMAX, WB_ROUTER_TOPK_SOFTMAX},
-     true,
-     WB_MOE_EVERY_LAYER,
-     0,
-     false},
-    {"deepseek_v2",
-     "deepseek_v2",
-     {WB_ROUTER_SOFTMAX, WB_ROUTER_SOFTMAX},
-     false,
-     WB_MOE_FROM_LAYER,
-     0,
-     false},
-    {"deepseek_v3", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3, false},
-    {"kimi_k2", "deepseek_v3", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 3, false},
-    {"deepseek_v4",
-     "deepseek_v4",
-     {WB_ROUTER_SQRTSOFTPLUS, WB_ROUTER_SQRTSOFTPLUS},
-     true,
-     WB_MOE_EVERY_LAYER,
-     0,
-     true},
-    {"glm4_moe", "glm4_moe", {WB_ROUTER_SIGMOID, WB_ROUTER_SIGMOID}, true, WB_MOE_FROM_LAYER, 1, false},
-};
-enum { N_FAMILIES = sizeof families / sizeof families[0] };
-
-static wb_status find_family(const json_t *root, const struct route_family **family_out) {
-    const json_t *value = wb_json_value(root, "model_type");
-    char known[512];
-    int used = 0;
-    if (!value) return wb_fail(WB_CORRUPT, "model_type: expected a string, found none");
-    if (!json_is_string(value)) return wb_json_wrong_type("model_type", value, "a string");
-    for (size_t i = 0; i < N_FAMILIES; i++) {
-        if (strcmp(json_string_value(value), families[i].model_type) == 0) {
-            *family_out = &families[i];
-            return WB_OK;
-        }
-        const char *joint = i == 0 ? "" : i + 1 == N_FAMILIES ? " and " : ", ";
-        used += snprintf(known + used, sizeof known - (size_t)used, "%s%s", joint, families[i].model_type);
-    }
-    return wb_json_unsupported("model_type", value, known);
-}
-
 /* The number under the first of the keys that is there: families spell it differently. */
 static wb_status read_number(const json_t *root, const char *const *keys, int32_t max, int32_t *value_out) {
     const char *first = *keys;
@@ -124,14 +30,13 @@ static wb_status read_number(const json_t *root, const char *const *keys, int32_
 
 /* ---- the route model ------------------------------------------------------------------------------ */
 
-static void set_fingerprint(const struct route_family *family, int32_t hidden, uint32_t vocab,
-                            wb_route_model *m) {
+static void set_fingerprint(const wb_family_rules *rules, int32_t hidden, uint32_t vocab, wb_route_model *m) {
     char text[512], layers[33];
     const int used =
         snprintf(text, sizeof text,
                  "waybill routes 1\nfamily %s\nhidden %d\nlayers %" PRIu32 "\nvocab %" PRIu32
                  "\nrouter %s\nexperts %" PRIu32 "\ntop_k %" PRIu32,
-                 family->family, hidden, m->num_hidden_layers, vocab, m->router, m->num_experts, m->top_k);
+                 rules->model_type, hidden, m->num_hidden_layers, vocab, m->router, m->num_experts, m->top_k);
     wb_hash128_hex(m->moe_layers, m->n_moe_layers * sizeof *m->moe_layers, layers);
     snprintf(text + used, sizeof text - (size_t)used, "\nmoe_layers %s", layers);
     wb_hash128_hex(text, strlen(text), m->fingerprint);
@@ -144,6 +49,7 @@ static wb_status read_compressed(const json_t *root, int32_t n_layers, uint32_t 
     wb_config config = {.n_layers = n_layers};
     WB_TRY(wb_config_read_compressed(root, &config));
     WB_TRY(wb_config_in_range("index_topk", config.compressed.index_top_k, 1, 65536));
+    WB_TRY(wb_config_in_range("compress rate of sparse layers", config.compressed.sparse_rate, 1, 65536));
     for (int32_t l = 0; l < n_layers; l++)
         if (wb_config_is_hash(&config, l)) lists[model->n_hash_layers++] = (uint32_t)l;
     if (model->n_hash_layers > 0) model->hash_layers = lists;
@@ -151,7 +57,7 @@ static wb_status read_compressed(const json_t *root, int32_t n_layers, uint32_t 
     return WB_OK;
 }
 
-static wb_status read_routes(const json_t *root, const struct route_family *family, uint32_t *moe_layers,
+static wb_status read_routes(const json_t *root, const wb_family_rules *rules, uint32_t *moe_layers,
                              wb_route_model *model, uint32_t *vocab_out) {
     static const char *const layers[] = {"num_hidden_layers", NULL}, *const hiddens[] = {"hidden_size", NULL},
                              *const experts[] = {"num_experts", "num_local_experts", "n_routed_experts",
@@ -161,16 +67,16 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
                              *const vocabs[] = {"vocab_size", NULL};
     int32_t n_layers, hidden, n_experts, top_k, vocab;
     uint64_t mask[WB_LAYER_MASK_WORDS];
-    bool normalizes = family->normalizes;
+    bool normalizes = rules->norm_topk_prob;
     WB_TRY(read_number(root, layers, WB_MAX_LAYERS, &n_layers));
     WB_TRY(read_number(root, hiddens, INT32_MAX, &hidden));
     WB_TRY(read_number(root, experts, 65536, &n_experts));
     WB_TRY(read_number(root, choices, n_experts, &top_k));
     WB_TRY(read_number(root, vocabs, INT32_MAX, &vocab));
     if (wb_json_value(root, "norm_topk_prob")) WB_TRY(wb_json_bool(root, "norm_topk_prob", &normalizes));
-    WB_TRY(wb_config_read_moe_layers(root, family->layers, family->first_dense, n_layers, mask));
-    snprintf(model->name, sizeof model->name, "%s", family->model_type);
-    snprintf(model->router, sizeof model->router, "%s", wb_router_name(family->routers[normalizes]));
+    WB_TRY(wb_config_read_moe_layers(root, rules->moe_layers, rules->first_dense, n_layers, mask));
+    snprintf(model->name, sizeof model->name, "%s", rules->model_type);
+    snprintf(model->router, sizeof model->router, "%s", wb_router_name(rules->router_types[normalizes]));
     model->num_hidden_layers = (uint32_t)n_layers;
     model->num_experts = (uint32_t)n_experts;
     model->top_k = (uint32_t)top_k;
@@ -179,20 +85,20 @@ static wb_status read_routes(const json_t *root, const struct route_family *fami
         if (mask[l / 64] >> (l % 64) & 1u) moe_layers[model->n_moe_layers++] = (uint32_t)l;
     if (model->n_moe_layers == 0)
         return wb_fail(WB_INVALID_ARGUMENT, "expected a layer with experts, found none");
-    if (family->compressed) WB_TRY(read_compressed(root, n_layers, moe_layers + n_layers, model));
-    set_fingerprint(family, hidden, (uint32_t)vocab, model);
+    if (rules->compressed) WB_TRY(read_compressed(root, n_layers, moe_layers + n_layers, model));
+    set_fingerprint(rules, hidden, (uint32_t)vocab, model);
     *vocab_out = (uint32_t)vocab;
     return wb_route_model_check(model);
 }
 
-/* A family that this engine runs has the fingerprint that the engine gives it. How weights are stored changes
+/* A model that this engine runs has the fingerprint that the engine gives it. How weights are stored changes
  * no route; UNSUPPORTED: the engine does not compute such a model; CORRUPT: the file lacks what it needs. */
-static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *model, uint32_t *vocab_out) {
-    wb_config config = {0};
-    json_object_del(root, "quantization_config");
-    WB_TRY(wb_family_find(wb_json_value(root, "model_type"), &config.family));
-    const wb_family_rules *rules = wb_family_rules_of(config.family);
+static wb_status as_engine(json_t *root, wb_family family, uint32_t *moe_layers, wb_route_model *model,
+                           uint32_t *vocab_out) {
+    wb_config config = {.family = family};
+    const wb_family_rules *rules = wb_family_rules_of(family);
     json_t *part;
+    json_object_del(root, "quantization_config");
     WB_TRY(wb_config_language_part(root, rules, &part));
     const wb_status status = wb_config_parse(part, rules, &config);
     json_decref(part);
@@ -204,15 +110,15 @@ static wb_status as_engine(json_t *root, uint32_t *moe_layers, wb_route_model *m
 }
 
 static wb_status read_root(json_t *root, uint32_t *moe_layers, wb_route_model *model, uint32_t *vocab_out) {
-    const struct route_family *family = NULL;
-    WB_TRY(find_family(root, &family));
-    const wb_status status = as_engine(root, moe_layers, model, vocab_out);
+    wb_family family;
+    WB_TRY(wb_config_family(root, &family));
+    const wb_status status = as_engine(root, family, moe_layers, model, vocab_out);
     /* CORRUPT: a key is absent or of another type. If routes depend on it, that is found again below. */
     if (status != WB_UNSUPPORTED && status != WB_CORRUPT) return status;
     const json_t *text = wb_json_value(root, "text_config");
     if (!json_is_object(text) || wb_json_value(root, "num_hidden_layers")) text = root;
     *model = (wb_route_model){0};
-    return read_routes(text, family, moe_layers, model, vocab_out);
+    return read_routes(text, wb_family_rules_of(family), moe_layers, model, vocab_out);
 }
 
 wb_status wb_routes_of_folder(const char *dir, uint32_t *moe_layers_out, wb_route_model *model_out,

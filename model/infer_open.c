@@ -166,15 +166,11 @@ static wb_status prepare_open(wb_model *model, const wb_infer_options *o, wb_inf
     return o->drafts && model->mtp ? prepare_mtp(infer) : WB_OK;
 }
 
-/* A sequence has no more keys than blocks, and no more than the model has positions. */
-static int64_t max_keys(const wb_infer *infer) {
-    const int64_t keys = (int64_t)infer->options.max_blocks * infer->options.block_size;
-    const int64_t positions = infer->model->config.max_positions;
-    return keys < positions ? keys : positions;
-}
-
+/* Ops count a sequence's keys and entries by its blocks, which are whole: the last one may have places beyond
+ * the model's positions. */
 static wb_op_sizes largest_ops(const wb_infer *infer) {
-    return wb_largest_ops(infer->model, &infer->sizes, max_keys(infer), 0);
+    const int64_t keys = (int64_t)infer->options.max_blocks * infer->options.block_size;
+    return wb_largest_ops(infer->model, &infer->sizes, keys, 0);
 }
 
 static wb_status reserve_ops(wb_infer *infer) {

@@ -29,8 +29,9 @@ static bool wants_mailboxes(const wb_model *m) {
     return m->n_ranks >= 2 && m->n_ranks <= WB_MAX_MAILBOXES && m->route_model.n_moe_layers > 0;
 }
 
-/* MTP layers run between two steps of their decoder and use its mailboxes, for slots of their own, which are
- * no more than the decoder's: one for each expert. */
+/* MTP layers run between two steps of their decoder and use its mailboxes, for slots of their own. A mailbox
+ * has room for them: its size follows from ranks, choices, width and dtype, which are the decoder's, and from
+ * the number of slots, of which MTP layers have one for each expert and no placement has fewer. */
 static void lend_to_mtp(const wb_model *m, wb_model *mtp) {
     const wb_model_mailboxes *own = &m->mailboxes;
     mtp->mailboxes = (wb_model_mailboxes){.max_tokens = own->max_tokens};

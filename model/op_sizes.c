@@ -34,15 +34,18 @@ static int64_t widest_of(const wb_model *model) {
 }
 
 /* What a query of a model with compressed entries sees at most, of so many positions: a window, and all
- * entries of a heavy layer or those that an indexer chose. Such a model has no attention without entries. */
+ * entries of a heavy layer or those that an indexer chose. Such a model has no attention without entries. The
+ * tokens of a call have most entries where a layer makes one of the fewest positions, of either kind. */
 static void add_entries(const wb_config *c, int64_t keys, wb_op_sizes *most) {
     const wb_compressed_sizes *s = &c->compressed;
     if (s->q_rank == 0) return;
+    const int32_t least_rate = s->sparse_rate < s->heavy_rate ? s->sparse_rate : s->heavy_rate;
     const int64_t window = c->window < keys ? c->window : keys, heavy = keys / s->heavy_rate,
                   sparse = keys / s->sparse_rate, chosen = sparse < s->index_top_k ? sparse : s->index_top_k;
     most->keys = 0;
     most->entry_keys = window + (heavy > chosen ? heavy : chosen);
     most->ranked_entries = sparse;
+    most->call_entries = most->tokens / least_rate;
     most->index_heads = s->index_heads;
     most->index_dim = s->index_dim;
     most->compress_channels = 2 * (c->head_dim > s->index_dim ? c->head_dim : s->index_dim);

@@ -106,6 +106,7 @@ void wb_config_describe_indexers(const wb_config *config, uint32_t *layers, wb_r
     if (n == 0) return;
     routes->n_indexer_layers = n;
     routes->indexer_k = (uint32_t)config->compressed.index_top_k;
+    routes->indexer_rate = (uint32_t)config->compressed.sparse_rate;
     routes->indexer_layers = routes->indexer_source = layers;
 }
 

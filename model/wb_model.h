@@ -205,9 +205,8 @@ static inline int32_t wb_config_weighted(const wb_config *config) {
  * whose indexer each of these uses, for as many hidden layers as a config.json may have. */
 enum { WB_ROUTE_LISTS_MAX = 3 * 1024 };
 
-/* Whose routes those of the model in DIR are, by its config.json, whether this engine runs it or not: of
- * qwen2_moe, qwen3_moe, qwen3_next, qwen3_5_moe, olmoe, mixtral, gpt_oss, deepseek_v2, deepseek_v3,
- * deepseek_v4 and glm4_moe, quantized or not. For a model that the engine runs it is what wb_config_routes
+/* Whose routes those of the model in DIR are, by its config.json, whether this engine runs it or not: of all
+ * families of WB_FAMILY_LIST, quantized or not. For a model that the engine runs it is what wb_config_routes
  * says; of others, and where wb_config_load would be CORRUPT (a key that the engine needs is absent or of
  * another type) by no key that routes depend on, the fingerprint is made of family, hidden_size, vocab_size
  * and the route model.

@@ -24,6 +24,7 @@
     F(wb_route_model, const uint32_t *, hash_layers)        \
     F(wb_route_model, uint32_t, n_indexer_layers)           \
     F(wb_route_model, uint32_t, indexer_k)                  \
+    F(wb_route_model, uint32_t, indexer_rate)               \
     F(wb_route_model, const uint32_t *, indexer_layers)     \
     F(wb_route_model, const uint32_t *, indexer_source)     \
     S(wb_indexer_rows)                                      \

@@ -156,8 +156,12 @@ static wb_status check_listed(const wb_replay *r, const listed_rows *s, uint32_t
     for (uint32_t j = n; j < k; j++)
         if (listed[j] != -1)
             return row_fail(s, t, WB_INVALID_ARGUMENT, "a position is negative, or behind a -1");
-    if (n > 0 && s->batch->all_tokens && listed[n - 1] > s->batch->pos[s->row + t])
-        return row_fail(s, t, WB_INVALID_ARGUMENT, "a position is beyond the row's own");
+    if (!s->batch->all_tokens) return WB_OK;
+    const uint32_t pos = (uint32_t)s->batch->pos[s->row + t];
+    if (n > 0 && (uint32_t)listed[n - 1] >= wb_indexer_seen(&r->model, pos))
+        return row_fail(s, t, WB_INVALID_ARGUMENT, "a position is beyond those that the row sees");
+    if (r->model.indexer_rate > 0 && n != wb_indexer_count(&r->model, pos))
+        return row_fail(s, t, WB_INVALID_ARGUMENT, "fewer positions than its indexer chooses");
     return WB_OK;
 }
 

@@ -45,6 +45,7 @@ typedef struct listed_cell {
     bool is_kept;
     bool has_plan; /* positions, count are what a record says or the row chose */
 } listed_cell;
+_Static_assert(sizeof(listed_cell) == WB_REPLAY_LISTED_BYTES, "the public size of a cell");
 
 typedef struct micro_batch {
     bool planned;

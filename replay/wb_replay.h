@@ -240,6 +240,9 @@ WB_API wb_status wb_replay_counts(const wb_replay *replay, int32_t micro_batch, 
  * one plan: what is stored for one of them is the others'. INVALID_ARGUMENT unless options.indexer is set,
  * and outside of the plan. */
 
+/* Host bytes that a plan takes for each row and indexer, beside the positions of rows that choose. */
+enum { WB_REPLAY_LISTED_BYTES = 24 };
+
 /* What a forward must tell wb_replay_indexer_store of the rows that it asked for. */
 typedef struct wb_replay_indexer_slice {
     bool any_forced, any_native; /* as of wb_replay_slice; a row of padding is neither */
@@ -259,8 +262,9 @@ WB_API wb_status wb_replay_indexer_rows(wb_replay *replay, int32_t micro_batch, 
  * the metrics once, in mode OFF `used` alone does, and wb_replay_end asks of every row that is not padding,
  * in each layer of the stage that has an indexer of its own, that it was told. Of the stage are the model's
  * layers from its first MoE layer on to the next stage's; the first stage has those before too. MISMATCH when
- * a forced row looked elsewhere; INVALID_ARGUMENT for positions that are not ascending, or beyond the row's
- * own where the plan knows it; then nothing is changed. */
+ * a forced row looked elsewhere; INVALID_ARGUMENT for positions that are not ascending or, where the plan
+ * knows the row's own, beyond wb_indexer_seen, or another number of them than wb_indexer_count where the rate
+ * is known; then nothing is changed. */
 WB_API wb_status wb_replay_indexer_store(wb_replay *replay, int32_t micro_batch, uint32_t i, uint32_t row,
                                          uint32_t rows, const int32_t *used, const int32_t *native);
 

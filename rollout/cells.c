@@ -5,21 +5,15 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* What a token of this position chooses. */
-static uint32_t count_at(const wb_cell_shape *shape, uint32_t position) {
-    const uint32_t seen = (uint32_t)(((uint64_t)position + 1) / shape->rate);
-    return seen < shape->k ? seen : shape->k;
-}
-
 wb_status wb_cells_open(wb_cells *cells, uint32_t n_tokens) {
-    const uint64_t n_whole = wb_cells_n_whole(&cells->shape);
+    const uint64_t n_whole = wb_cells_n_whole(cells->model);
     const uint64_t rows = n_tokens > n_whole ? n_tokens - n_whole : 0;
-    const size_t room = (size_t)(rows * cells->shape.columns * cells->shape.k);
+    const size_t room = (size_t)(rows * cells->columns * cells->model->indexer_k);
     return room == 0 ? WB_OK : WB_GROW(cells->positions, room, &cells->room, "request indexer cells");
 }
 
 uint64_t wb_cells_n_positions(const wb_cells *cells) {
-    const size_t n = (size_t)cells->n_rows * cells->shape.columns;
+    const size_t n = (size_t)cells->n_rows * cells->columns;
     return n > 0 ? cells->ends[n - 1] : 0;
 }
 
@@ -33,7 +27,7 @@ static void append(wb_cells *cells, size_t cell, wb_indexer_choice choice) {
 }
 
 void wb_cells_append(wb_cells *cells, const int32_t *lists, size_t stride, uint32_t n) {
-    const uint32_t S = cells->shape.columns, k = cells->shape.k;
+    const uint32_t S = cells->columns, k = cells->model->indexer_k;
     size_t cell = (size_t)cells->n_rows * S;
     for (uint32_t i = 0; i < n; i++)
         for (uint32_t column = 0; column < S; column++, cell++)
@@ -42,42 +36,33 @@ void wb_cells_append(wb_cells *cells, const int32_t *lists, size_t stride, uint3
 }
 
 void wb_cells_append_whole(wb_cells *cells, uint32_t n) {
-    const uint32_t S = cells->shape.columns;
+    const uint32_t S = cells->columns;
     for (uint32_t i = 0; i < n; i++, cells->n_rows++)
         for (uint32_t column = 0; column < S; column++)
             append(cells, (size_t)cells->n_rows * S + column,
-                   (wb_indexer_choice){count_at(&cells->shape, cells->n_rows), NULL});
+                   (wb_indexer_choice){wb_indexer_count(cells->model, cells->n_rows), NULL});
 }
 
-void wb_cells_append_record(wb_cells *cells, const wb_route_model *model, const wb_record *record,
-                            uint32_t n) {
-    const uint32_t S = cells->shape.columns;
+void wb_cells_append_record(wb_cells *cells, const wb_record *record, uint32_t n) {
+    const uint32_t S = cells->columns;
     for (uint32_t t = 0; t < n; t++, cells->n_rows++)
         for (uint32_t column = 0; column < S; column++) {
             wb_indexer_choice choice = {0};
-            wb_indexer_at(model, record->indexer, t, column, &choice);
+            wb_indexer_at(cells->model, record->indexer, t, column, &choice);
             append(cells, (size_t)t * S + column, choice);
         }
 }
 
-/* Of a token's cell: NULL, or what is odd about it. */
-static const char *fault_of(const wb_cell_shape *shape, uint32_t position, const wb_indexer_choice *choice) {
-    const uint32_t count = count_at(shape, position),
-                   seen = (uint32_t)(((uint64_t)position + 1) / shape->rate);
-    if (choice->count != count) return "another number of entries than its indexer chooses";
-    if (choice->positions && choice->positions[count - 1] >= seen) return "an entry that it does not see";
-    if (choice->positions && count == seen) return "its entries one by one, which are all";
-    return NULL;
-}
-
-wb_status wb_cells_check(const wb_cell_shape *shape, const wb_route_model *model, const wb_record *record,
-                         uint32_t n, const char *rid) {
+wb_status wb_cells_check(const wb_route_model *model, const wb_record *record, uint32_t n, const char *rid) {
+    const uint32_t S = wb_indexer_columns(model);
     for (uint32_t t = 0; t < n; t++)
-        for (uint32_t column = 0; column < shape->columns; column++) {
+        for (uint32_t column = 0; column < S; column++) {
             wb_indexer_choice choice;
-            const char *fault = "no choice of its indexers";
-            if (wb_indexer_at(model, record->indexer, t, column, &choice))
-                fault = fault_of(shape, t, &choice);
+            const char *fault = NULL;
+            if (!wb_indexer_at(model, record->indexer, t, column, &choice))
+                fault = "no choice of its indexers";
+            else if (choice.positions && choice.count == wb_indexer_seen(model, t))
+                fault = "its entries one by one, which are all";
             if (fault)
                 return wb_fail(WB_INVALID_ARGUMENT,
                                "request %s: it continues %s: expected what indexers chose for all %" PRIu32
@@ -89,16 +74,15 @@ wb_status wb_cells_check(const wb_cell_shape *shape, const wb_route_model *model
 }
 
 void wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out) {
-    const size_t cell = (size_t)token * cells->shape.columns + column;
+    const size_t cell = (size_t)token * cells->columns + column;
     const uint64_t from = cell > 0 ? cells->ends[cell - 1] : 0;
     const bool whole = cells->ends[cell] == from;
     const wb_indexer_choice choice = {cells->counts[cell], whole ? NULL : cells->positions + from};
-    wb_indexer_to_list(&choice, cells->shape.k, list_out);
+    wb_indexer_to_list(&choice, cells->model->indexer_k, list_out);
 }
 
 const wb_indexer_rows *wb_cells_return(wb_cells *cells, uint32_t start) {
-    const size_t first = (size_t)start * cells->shape.columns,
-                 n = (size_t)cells->n_rows * cells->shape.columns;
+    const size_t first = (size_t)start * cells->columns, n = (size_t)cells->n_rows * cells->columns;
     if (first >= n) return NULL;
     const uint64_t before = first > 0 ? cells->ends[first - 1] : 0;
     for (size_t cell = first; cell < n; cell++) cells->ends[cell] -= before;

@@ -1,30 +1,24 @@
 /* cells.h - what indexers chose for the tokens of one request (wb_indexer_rows), as it grows with its rows.
  * Refuses: a step's lists (step_cells.h), who is asked for them (request.c).
  *
- * Token p of a sequence has (p + 1) / rate entries to choose of, and chooses all of them where they are no
- * more than k. Of such a choice a record has the count alone, so that what the first tokens of a sequence
- * chose is known of any sequence, and takes no room. */
+ * A token chooses all entries that it sees where they are no more than indexer_k (wb_indexer_count). Of such
+ * a choice a record has the count alone, so that what the first tokens of a sequence chose is known of any
+ * sequence, and takes no room. */
 #ifndef WB_CELLS_H
 #define WB_CELLS_H
 
 #include "wb_formats.h"
 #include "wb_memory.h"
 
-/* The indexers of a model. */
-typedef struct wb_cell_shape {
-    uint32_t columns; /* S; 0: there are none, or nobody may ask for them */
-    uint32_t k;       /* entries of a cell at most */
-    uint32_t rate;    /* tokens to an entry */
-} wb_cell_shape;
-
-/* Tokens of a sequence that choose all that there is, the first ones. */
-static inline uint64_t wb_cells_n_whole(const wb_cell_shape *shape) {
-    return (uint64_t)shape->rate * ((uint64_t)shape->k + 1) - 1;
+/* Tokens of a sequence that choose all that there is, the first ones. The rate is known. */
+static inline uint64_t wb_cells_n_whole(const wb_route_model *model) {
+    return (uint64_t)model->indexer_rate * ((uint64_t)model->indexer_k + 1) - 1;
 }
 
 /* Those of one request, of its tokens 0 .. n_rows - 1. */
 typedef struct wb_cells {
-    wb_cell_shape shape; /* columns 0: not asked for */
+    const wb_route_model *model; /* whose rate is known; NULL without columns */
+    uint32_t columns;            /* S; 0: not asked for */
     uint32_t n_rows;
     uint32_t *counts; /* [tokens][S], as wb_indexer_rows; the owner's, as `ends` */
     uint64_t *ends;
@@ -33,7 +27,8 @@ typedef struct wb_cells {
     wb_indexer_rows returned;
 } wb_cells;
 
-/* Room for the positions of so many tokens, freed with free(); `shape`, `counts` and `ends` are set. */
+/* Room for the positions of so many tokens, freed with free(); `model`, `columns`, `counts` and `ends` are
+ * set. */
 wb_status wb_cells_open(wb_cells *cells, uint32_t n_tokens);
 
 /* Positions of all cells together. */
@@ -47,14 +42,12 @@ void wb_cells_append(wb_cells *cells, const int32_t *lists, size_t stride, uint3
 void wb_cells_append_whole(wb_cells *cells, uint32_t n);
 
 /* Likewise the first n tokens of a record that wb_cells_check has passed. */
-void wb_cells_append_record(wb_cells *cells, const wb_route_model *model, const wb_record *record,
-                            uint32_t n);
+void wb_cells_append_record(wb_cells *cells, const wb_record *record, uint32_t n);
 
-/* INVALID_ARGUMENT where a record, which wb_record_check has passed, does not have all cells of its first n
- * tokens, or one of them is none that an indexer of this shape can have chosen; `rid` is of the request that
- * goes on with it. */
-wb_status wb_cells_check(const wb_cell_shape *shape, const wb_route_model *model, const wb_record *record,
-                         uint32_t n, const char *rid);
+/* INVALID_ARGUMENT where a record, which wb_record_check has passed by this model, does not have all cells of
+ * its first n tokens, or has all that there is one by one, which there is no room for; `rid` is of the
+ * request that goes on with it. */
+wb_status wb_cells_check(const wb_route_model *model, const wb_record *record, uint32_t n, const char *rid);
 
 /* The list [k] of a token in a column. */
 void wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out);

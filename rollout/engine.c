@@ -47,12 +47,9 @@ static wb_infer_options infer_options(const wb_engine_options *options) {
     return infer;
 }
 
-/* What requests may ask for of the model's indexers. */
-static wb_cell_shape cells_of(const wb_config *config, const wb_engine_options *options) {
-    const int32_t n = options->indexer ? wb_config_n_indexers(config) : 0;
-    const wb_compressed_sizes *s = &config->compressed;
-    return n == 0 ? (wb_cell_shape){0}
-                  : (wb_cell_shape){(uint32_t)n, (uint32_t)s->index_top_k, (uint32_t)s->sparse_rate};
+/* Indexers of whose choices requests may ask. */
+static uint32_t indexer_columns(const wb_config *config, const wb_engine_options *options) {
+    return options->indexer ? (uint32_t)wb_config_n_indexers(config) : 0;
 }
 
 static wb_status check_options(const wb_engine_options *options) {
@@ -83,7 +80,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .max_positions = config->max_positions,
                                          .n_blocks = options->n_blocks,
                                          .block_size = options->block_size,
-                                         .cells = cells_of(config, options),
+                                         .indexer_columns = indexer_columns(config, options),
                                          .max_unfinished = options->max_unfinished,
                                          .max_unfinished_tokens = options->max_unfinished_tokens,
                                          .max_unfinished_bytes = options->max_unfinished_bytes};
@@ -114,8 +111,8 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_filing_open(&engine->workspace.host, 2 * max_sampled + (size_t)options->max_batch_tokens,
                           &engine->filing));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
-    WB_TRY(wb_step_cells_open(&engine->workspace, &engine->limits.cells, (size_t)options->max_batch_tokens,
-                              &engine->cells));
+    WB_TRY(wb_step_cells_open(&engine->workspace, engine->limits.indexer_columns, route_model->indexer_k,
+                              (size_t)options->max_batch_tokens, &engine->cells));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));
     WB_TRY(wb_mtp_drafts_open(&engine->workspace.host, engine->infer, (size_t)options->max_batch_tokens,
@@ -158,9 +155,9 @@ wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_e
 static wb_status measure_step(const wb_config *config, const wb_engine_options *options, int64_t max_sampled,
                               int64_t max_kept, wb_memory *memory) {
     const size_t tokens = (size_t)options->max_batch_tokens, sampled = (size_t)max_sampled;
-    const wb_cell_shape shape = cells_of(config, options);
     size_t results = 0, cells = 0;
-    WB_TRY(wb_step_cells_bytes(&shape, tokens, &cells));
+    WB_TRY(wb_step_cells_bytes(indexer_columns(config, options), (uint32_t)config->compressed.index_top_k,
+                               tokens, &cells));
     WB_TRY(wb_step_results_bytes(tokens, sampled, max_kept, wb_config_row_bytes(config), &results));
     memory->parts[memory->n_parts++] = (wb_memory_part){"results", results + tokens};
     if (cells > 0) memory->parts[memory->n_parts++] = (wb_memory_part){"indexer lists", cells};

@@ -127,13 +127,12 @@ static wb_status check_indexer(const wb_request *request, const wb_request_limit
     if (wb_indexer_columns(limits->route_model) == 0)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "request %s: return_indexer: the model has no layer with an indexer", request->rid);
-    if (limits->cells.columns == 0)
+    if (limits->indexer_columns == 0)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "request %s: return_indexer: expected an engine with the option indexer, found it off",
                        request->rid);
     if (!request->continues) return WB_OK;
-    return wb_cells_check(&limits->cells, limits->route_model, request->continues, wb_request_n_fed(request),
-                          request->rid);
+    return wb_cells_check(limits->route_model, request->continues, wb_request_n_fed(request), request->rid);
 }
 
 wb_status wb_request_check_load(const char *rid, const wb_request_load *unfinished,

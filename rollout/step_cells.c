@@ -6,27 +6,27 @@
 
 /* Lists of all columns for so many tokens. */
 static size_t n_lists(const wb_step_cells *cells, size_t n_tokens) {
-    return (size_t)cells->shape.columns * n_tokens;
+    return (size_t)cells->columns * n_tokens;
 }
 
-static size_t list_bytes(const wb_cell_shape *shape) {
-    return (size_t)shape->k * sizeof(int32_t);
+static size_t list_bytes(uint32_t k) {
+    return (size_t)k * sizeof(int32_t);
 }
 
-wb_status wb_step_cells_bytes(const wb_cell_shape *shape, size_t max_tokens, size_t *bytes_out) {
-    return wb_workspace_bytes((int64_t)(shape->columns * max_tokens), (int64_t)list_bytes(shape) + 1, 1,
-                              bytes_out);
+wb_status wb_step_cells_bytes(uint32_t columns, uint32_t k, size_t max_tokens, size_t *bytes_out) {
+    return wb_workspace_bytes((int64_t)(columns * max_tokens), (int64_t)list_bytes(k) + 1, 1, bytes_out);
 }
 
-wb_status wb_step_cells_open(wb_workspace *workspace, const wb_cell_shape *shape, size_t max_tokens,
+wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t columns, uint32_t k, size_t max_tokens,
                              wb_step_cells *cells) {
     wb_device *dev = workspace->device;
     void *host = NULL;
     cells->workspace = workspace;
-    cells->shape = *shape;
-    if (shape->columns == 0) return WB_OK;
-    const size_t n = n_lists(cells, max_tokens), bytes = n * list_bytes(shape);
-    WB_TRY(wb_reserve(workspace, &cells->listed, (int64_t)n, shape->k, sizeof(int32_t)));
+    cells->columns = columns;
+    cells->k = k;
+    if (columns == 0) return WB_OK;
+    const size_t n = n_lists(cells, max_tokens), bytes = n * list_bytes(k);
+    WB_TRY(wb_reserve(workspace, &cells->listed, (int64_t)n, k, sizeof(int32_t)));
     WB_TRY(wb_reserve(workspace, &cells->direction, (int64_t)n, 1, 1));
     WB_TRY(WB_OWN(&workspace->host, cells->host_direction, n, "engine indexer directions"));
     WB_TRY(dev->event_open(dev, &cells->arrival));
@@ -49,20 +49,20 @@ void wb_step_cells_close(wb_step_cells *cells) {
 static uint32_t n_forced(const wb_step_batch *batch, int32_t i) {
     const wb_sched_entry *entry = batch->entries[i];
     const wb_sequence *s = wb_sequence_of(batch->entries[i]);
-    if (s->cells.shape.columns == 0) return 0;
+    if (s->cells.columns == 0) return 0;
     return wb_sequence_n_refed(s, entry->n_in_pool, wb_sched_n_fed(entry));
 }
 
 /* Directions of all tokens in all columns, and the lists of those that are fed again. */
 static void gather_forced(wb_step_cells *cells, const wb_step_batch *batch) {
-    const size_t k = cells->shape.k;
+    const size_t k = cells->k;
     size_t row = 0;
     memset(cells->host_direction, WB_ROW_NATIVE, n_lists(cells, cells->n_rows));
     for (int32_t i = 0; i < batch->n_entries; i++) {
         const wb_sched_entry *entry = batch->entries[i];
         const wb_sequence *s = wb_sequence_of(batch->entries[i]);
         const uint32_t n = n_forced(batch, i);
-        for (uint32_t column = 0; column < cells->shape.columns; column++)
+        for (uint32_t column = 0; column < cells->columns; column++)
             for (uint32_t j = 0; j < n; j++) {
                 const size_t at = column * cells->n_rows + row + j;
                 cells->host_direction[at] = WB_ROW_FORCED;
@@ -77,7 +77,7 @@ wb_status wb_step_cells_begin(wb_step_cells *cells, const wb_step_batch *batch) 
     cells->wanted = cells->forced = false;
     cells->n_rows = (size_t)batch->n_tokens;
     for (int32_t i = 0; i < batch->n_entries; i++) {
-        cells->wanted |= wb_sequence_of(batch->entries[i])->cells.shape.columns > 0;
+        cells->wanted |= wb_sequence_of(batch->entries[i])->cells.columns > 0;
         cells->forced |= n_forced(batch, i) > 0;
     }
     /* Of a step that failed. */
@@ -85,7 +85,7 @@ wb_status wb_step_cells_begin(wb_step_cells *cells, const wb_step_batch *batch) 
     if (!cells->forced) return WB_OK;
     gather_forced(cells, batch);
     const size_t n = n_lists(cells, cells->n_rows);
-    WB_TRY(dev->to_device(dev, cells->listed.data, cells->host, n * list_bytes(&cells->shape)));
+    WB_TRY(dev->to_device(dev, cells->listed.data, cells->host, n * list_bytes(cells->k)));
     return dev->to_device(dev, cells->direction.data, cells->host_direction, n);
 }
 
@@ -100,7 +100,7 @@ wb_status wb_step_cells_start(wb_step_cells *cells) {
     if (!cells->wanted) return WB_OK;
     cells->started = true;
     return dev->start_to_host(dev, cells->host, cells->listed.data,
-                              n_lists(cells, cells->n_rows) * list_bytes(&cells->shape), cells->arrival);
+                              n_lists(cells, cells->n_rows) * list_bytes(cells->k), cells->arrival);
 }
 
 wb_status wb_step_cells_wait(wb_step_cells *cells) {
@@ -111,6 +111,6 @@ wb_status wb_step_cells_wait(wb_step_cells *cells) {
 }
 
 void wb_step_cells_take(const wb_step_cells *cells, wb_sequence *s, size_t row, uint32_t n) {
-    if (s->cells.shape.columns == 0) return;
-    wb_cells_append(&s->cells, cells->host + row * cells->shape.k, cells->n_rows, n);
+    if (s->cells.columns == 0) return;
+    wb_cells_append(&s->cells, cells->host + row * cells->k, cells->n_rows, n);
 }

@@ -12,7 +12,7 @@
 
 typedef struct wb_step_cells {
     wb_workspace *workspace;
-    wb_cell_shape shape; /* columns 0: no request asks */
+    uint32_t columns, k; /* S; 0: no request asks. Entries of a list */
     wb_buffer listed;    /* device int32 [S][n_rows][k] */
     wb_buffer direction; /* device [S][n_rows] wb_row_direction */
     int32_t *host;       /* of host_alloc, as `listed` */
@@ -25,11 +25,11 @@ typedef struct wb_step_cells {
 } wb_step_cells;
 
 /* Bytes on the device of steps of max_tokens; the host has as many. */
-wb_status wb_step_cells_bytes(const wb_cell_shape *shape, size_t max_tokens, size_t *bytes_out);
+wb_status wb_step_cells_bytes(uint32_t columns, uint32_t k, size_t max_tokens, size_t *bytes_out);
 
 /* Makes the memory in a zeroed struct; the device's is the workspace's. On failure too it is to be closed,
  * before the workspace. Without columns there is none. */
-wb_status wb_step_cells_open(wb_workspace *workspace, const wb_cell_shape *shape, size_t max_tokens,
+wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t columns, uint32_t k, size_t max_tokens,
                              wb_step_cells *cells);
 void wb_step_cells_close(wb_step_cells *cells);
 

@@ -142,7 +142,7 @@ train() {
     step "grpo-base-$name" "${run[@]}" --make-base "$work/base-$name" --warmup-steps 40 || return
     step "grpo-$name" "${run[@]}" --model "$work/base-$name" --out "$out" --steps 12 --lr 6e-4 --seed 3 "${@:3}" || return
     grep -E '^reward|^data plane|^experts moved|^KL|^tokens routed' "$work/grpo-$name"
-    [ -n "$waybill" ] && step "verify-$name" "$waybill" verify "$out/dump"
+    [ -z "$waybill" ] || step "verify-$name" "$waybill" verify "$out/dump"
 }
 # rises NAME: the reward at the end of a run is above that at its beginning.
 rises() {

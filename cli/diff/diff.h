@@ -81,7 +81,7 @@ uint32_t diff_indexer_layer(const diff *d, uint32_t column); /* the model's laye
 
 /* ---- figures of the sums (diff_report.c) -------------------------------------------------------- */
 
-double diff_share(uint64_t part, uint64_t whole); /* 0 of nothing, as are the next two */
+double diff_share(uint64_t part, uint64_t whole); /* NAN of nothing, as are the next two */
 double diff_mean(double sum, uint64_t n);
 /* Mean share of A's ids that are B's, of `width` ids a row: K of a layer, diff_row_width of whole rows. */
 double diff_overlap(const diff_sums *s, uint64_t width);

@@ -1,21 +1,22 @@
 /* diff_report.c - prints the numbers of `waybill diff` as tables or as JSON; see diff.h. Refuses: means of
- * nothing (they are 0). */
+ * nothing: a dash, or null. */
 #include "diff/diff.h"
 #include "report/report_json.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 
 double diff_share(uint64_t part, uint64_t whole) {
-    return whole ? (double)part / (double)whole : 0;
+    return whole ? (double)part / (double)whole : NAN;
 }
 
 double diff_mean(double sum, uint64_t n) {
-    return n ? sum / (double)n : 0;
+    return n ? sum / (double)n : NAN;
 }
 
 double diff_overlap(const diff_sums *s, uint64_t width) {
-    return s->rows ? (double)s->common / ((double)s->rows * (double)width) : 0;
+    return s->rows ? (double)s->common / ((double)s->rows * (double)width) : NAN;
 }
 
 uint64_t diff_row_width(const diff *d) {
@@ -27,6 +28,21 @@ uint64_t diff_bucket_from(int b) {
 }
 
 /* ---- tables ------------------------------------------------------------------------------------- */
+
+/* A mean, or a share in percent, at the right of `width` columns. */
+static void print_mean(int width, double mean) {
+    if (isnan(mean))
+        printf("%*s", width, "-");
+    else
+        printf("%*.6f", width, mean);
+}
+
+static void print_share(int width, double share) {
+    if (isnan(share))
+        printf("%*s", width, "-");
+    else
+        printf("%*.4f%%", width - 1, 100 * share);
+}
 
 static void print_ids(const char *name, const uint32_t *ids, uint32_t n) {
     printf(" %s", name);
@@ -66,8 +82,11 @@ static void print_kl(const char *name, const diff_kl *kl) {
 }
 
 static void print_sums(const diff_sums *s, uint64_t width) {
-    printf(" %12" PRIu64 " %11.6f %9.4f%% %9.4f%%\n", s->rows, diff_overlap(s, width),
-           100 * diff_share(s->same, s->rows), 100 * diff_share(s->exact, s->rows));
+    printf(" %12" PRIu64, s->rows);
+    print_mean(12, diff_overlap(s, width));
+    print_share(11, diff_share(s->same, s->rows));
+    print_share(11, diff_share(s->exact, s->rows));
+    printf("\n");
 }
 
 static void print_head(const char *name, const char *unit) {
@@ -96,10 +115,13 @@ static void print_indexers(const diff *d) {
         printf("first other choice  record %s, position %" PRIu32 ", layer %" PRIu32 "\n",
                d->first_indexer.rid, d->first_indexer.position, d->first_indexer.layer);
     printf("%6s %12s %11s %10s\n", "layer", "rows", "overlap@K", "same set");
-    for (uint32_t s = 0; s < d->n_indexers; s++)
-        printf("%6" PRIu32 " %12" PRIu64 " %11.6f %9.4f%%\n", diff_indexer_layer(d, s), d->indexers[s].rows,
-               diff_mean(d->indexers[s].overlap, d->indexers[s].rows),
-               100 * diff_share(d->indexers[s].same, d->indexers[s].rows));
+    for (uint32_t s = 0; s < d->n_indexers; s++) {
+        const diff_indexer *sums = &d->indexers[s];
+        printf("%6" PRIu32 " %12" PRIu64, diff_indexer_layer(d, s), sums->rows);
+        print_mean(12, diff_mean(sums->overlap, sums->rows));
+        print_share(11, diff_share(sums->same, sums->rows));
+        printf("\n");
+    }
 }
 
 static void print_routes(const diff *d) {
@@ -124,9 +146,13 @@ void diff_print_tables(const diff *d) {
     printf("rows     %" PRIu64 " in both, %" PRIu64 " only in A, %" PRIu64 " only in B; %" PRIu64
            " after other tokens\n",
            d->all.rows, d->rows_only_a, d->rows_only_b, d->rows_not_compared);
-    printf("overlap  %.6f of A's choices are B's; rows of the same experts %.4f%%, exact rows %.4f%%\n",
-           diff_overlap(&d->all, diff_row_width(d)), 100 * diff_share(d->all.same, d->all.rows),
-           100 * diff_share(d->all.exact, d->all.rows));
+    printf("overlap  ");
+    print_mean(1, diff_overlap(&d->all, diff_row_width(d)));
+    printf(" of A's choices are B's; rows of the same experts ");
+    print_share(1, diff_share(d->all.same, d->all.rows));
+    printf(", exact rows ");
+    print_share(1, diff_share(d->all.exact, d->all.rows));
+    printf("\n");
     print_kl("KL(A || B)                        ", &d->kl);
     print_kl("KL of the distributions sampled from", &d->kl_sampling);
     print_first(d);

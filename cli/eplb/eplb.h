@@ -59,6 +59,7 @@ typedef struct eplb_source eplb_source;
 typedef struct eplb_source_info {
     const char *name; /* of the model, or the kind of synthetic loads; owner: the source */
     uint32_t n_layers, n_experts, n_steps, n_batches;
+    uint32_t n_weightless;  /* experts beside those, which have no weights */
     uint32_t top_k;         /* 0: not known */
     const uint32_t *layers; /* [L] the hidden layer of each MoE layer; NULL: not known; owner: the source */
     double pass_tokens;     /* of loads: choices of a pass in one layer, a mean over those that have any */

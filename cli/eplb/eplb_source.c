@@ -170,6 +170,7 @@ static wb_status open_dump(const eplb_settings *settings, eplb_source *s) {
     s->info = (eplb_source_info){.name = m->name,
                                  .n_layers = m->n_moe_layers,
                                  .n_experts = wb_route_weighted(m),
+                                 .n_weightless = m->n_weightless,
                                  .top_k = m->top_k,
                                  .layers = m->moe_layers};
     s->topology = settings->topology;

@@ -63,7 +63,10 @@ static void print_source(const eplb_run *run) {
     const eplb_settings *s = run->settings;
     printf("traffic    %s: %" PRIu32 " MoE layers, ", i->name, i->n_layers);
     if (i->top_k > 0) printf("%" PRIu32 " of ", i->top_k);
-    printf("%" PRIu32 " experts, ", i->n_experts);
+    printf("%" PRIu32 " experts", i->n_experts);
+    if (i->n_weightless > 0)
+        printf(" (and %" PRIu32 " without weights, which no slot holds)", i->n_weightless);
+    printf(", ");
     printf("%" PRIu32 " step%s of %" PRIu32 " micro-batch%s\n", i->n_steps, i->n_steps == 1 ? "" : "s",
            i->n_batches, i->n_batches == 1 ? "" : "es");
     if (run->counts)

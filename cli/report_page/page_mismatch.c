@@ -83,8 +83,9 @@ static void print_totals(FILE *out, const diff *d, const char *against) {
             " in both, %" PRIu64 " only in A, %" PRIu64 " only in B; %" PRIu64 " after other tokens</dd>\n",
             d->both, d->only_a, d->only_b, d->same_tokens, d->all.rows, d->rows_only_a, d->rows_only_b,
             d->rows_not_compared);
-    fprintf(out, "<dt>overlap@K</dt><dd>%.6g of A&apos;s choices are B&apos;s</dd>\n",
-            diff_overlap(&d->all, diff_row_width(d)));
+    if (d->all.rows > 0)
+        fprintf(out, "<dt>overlap@K</dt><dd>%.6g of A&apos;s choices are B&apos;s</dd>\n",
+                diff_overlap(&d->all, diff_row_width(d)));
     print_kl(out, "KL(A || B)", &d->kl);
     print_kl(out, "KL of the distributions sampled from", &d->kl_sampling);
     if (d->first.rid) {

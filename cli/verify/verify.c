@@ -21,7 +21,8 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = offsetof(verify_options, model),
      .help = "the dump must be of the model in this directory, and in layers that are routed by a table of "
-             "the checkpoint every row must be the table's; where the engine does not run the model, a line "
+             "the checkpoint every row must be the table's, in its order; where the engine does not run the "
+             "model, a line "
              "says that these rows were not compared"},
 };
 
@@ -29,8 +30,8 @@ static void show(void *ctx, uint64_t done, uint64_t total) {
     cli_progress_records(ctx, done, total, 0);
 }
 
-static int failed(wb_status status) {
-    printf("FAILED: %s\n", wb_status_string(status));
+static int failed(const char *of, wb_status status) {
+    printf("FAILED: %s%s\n", of, wb_status_string(status));
     return cli_fail();
 }
 
@@ -66,20 +67,30 @@ static void say_not_compared(const char *model, uint32_t n_layers) {
     printf("\n");
 }
 
-static int run(const cli_command *self, const cli_arguments *arguments) {
-    (void)self;
-    const verify_options *o = arguments->options;
+static void say_verdict(const verify_options *o, const wb_dump_info *info) {
+    printf("OK: %" PRIu64 " records in %" PRIu64 " files, %" PRIu64 " bytes", info->records, info->files,
+           info->bytes);
+    if (info->files_without_index > 0)
+        printf("; %" PRIu64 " files have no index yet (still being written, or the writer ended early)",
+               info->files_without_index);
+    if (o->tokens) printf("; every record's tokens have their digest");
+    if (o->model) printf("; routes of the model in %s", o->model);
+    printf("\n");
+}
+
+/* model: zeros without --model. */
+static int verify(const char *dump, const verify_options *o, const verify_model *model) {
     cli_progress progress = cli_progress_start();
     wb_dump_info info;
     uint32_t not_compared = 0;
     cli_spooled spooled;
-    wb_status status = cli_dump_path(arguments->dump, &spooled);
+    wb_status status = cli_dump_path(dump, &spooled);
     if (status != WB_OK) return cli_fail();
     status = wb_dump_verify(spooled.path, show, &progress, &info);
     cli_progress_end(&progress);
     if (status == WB_OK && o->tokens) status = check_digests(spooled.path);
-    if (status == WB_OK && o->model) status = verify_model(spooled.path, o->model, &not_compared);
-    if (status != WB_OK) return failed(status);
+    if (status == WB_OK && o->model) status = verify_model_compare(model, spooled.path, &not_compared);
+    if (status != WB_OK) return failed("", status);
     if (not_compared > 0) say_not_compared(o->model, not_compared);
     if (info.files_cut > 0) {
         printf("CUT: the %" PRIu64 " records before the cuts are whole and can be read as they are.\n",
@@ -87,15 +98,20 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
         cli_warn_of_loss(&info);
         return CLI_DATA;
     }
-    printf("OK: %" PRIu64 " records in %" PRIu64 " files, %" PRIu64 " bytes", info.records, info.files,
-           info.bytes);
-    if (info.files_without_index > 0)
-        printf("; %" PRIu64 " files have no index yet (still being written, or the writer ended early)",
-               info.files_without_index);
-    if (o->tokens) printf("; every record's tokens have their digest");
-    if (o->model) printf("; routes of the model in %s", o->model);
-    printf("\n");
+    say_verdict(o, &info);
     return CLI_OK;
+}
+
+static int run(const cli_command *self, const cli_arguments *arguments) {
+    (void)self;
+    const verify_options *o = arguments->options;
+    verify_model model = {0};
+    /* Before the dump is read, which may take long; and its fault is none of the dump's. */
+    const wb_status status = o->model ? verify_model_open(o->model, &model) : WB_OK;
+    const int code =
+        status == WB_OK ? verify(arguments->dump, o, &model) : failed("the model of --model: ", status);
+    verify_model_close(&model);
+    return code;
 }
 
 const cli_command cli_verify = {

@@ -478,7 +478,7 @@ wb_status bias_check(const trainer *t);
 /* ---- lists.c ------------------------------------------------------------------------------- */
 
 /* INVALID_ARGUMENT for --replay-indexer with a model that has no indexers. */
-wb_status lists_check(const trainer *t);
+wb_status lists_check(const options *o, const wb_config *config);
 
 /* ---- rollout_weights.c ----------------------------------------------------------------------- */
 

@@ -5,11 +5,10 @@
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-wb_status lists_check(const trainer *t) {
-    if (!t->o->replay_indexer || wb_model_routes(t->model)->n_indexer_layers > 0) return WB_OK;
+wb_status lists_check(const options *o, const wb_config *config) {
+    if (!o->replay_indexer || wb_config_n_indexers(config) > 0) return WB_OK;
     return wb_fail(WB_INVALID_ARGUMENT,
-                   "--replay-indexer: expected a model whose layers have indexers, found %s, which has none",
-                   wb_model_routes(t->model)->name);
+                   "--replay-indexer: expected a model whose layers have indexers, found one that has none");
 }
 
 wb_status lists_open(const trainer *t, packed_batch *p) {

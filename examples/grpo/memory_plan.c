@@ -170,8 +170,8 @@ static size_t longest_sample(const plan_model *m) {
     return (size_t)(short_ones ? arithmetic : longest);
 }
 
-/* A record: tokens, two log-probabilities and the kept tokens of each new one, routes, what indexers chose.
- * */
+/* A record: tokens, two log-probabilities and the kept tokens of each new one, routes, and what indexers
+ * chose. */
 static size_t sample_bytes(const plan_model *m, size_t length) {
     const size_t kept = (size_t)sizes_max_kept(m->o, &m->config), row = wb_config_row_bytes(&m->config);
     const size_t new_token = (2 + (kept > 0 ? 1 + kept : 0)) * sizeof(float);
@@ -187,7 +187,7 @@ static size_t packed_bytes(const plan_model *m, size_t length) {
            (size_t)m->o->max_tokens * kept * sizeof(uint32_t);
 }
 
-/* Of what indexers look at in one plan of replay, for a sample: a cell of 24 bytes a row; and, where rows may
+/* Of what indexers look at in one plan of replay, for a sample: a cell for each row; and, where rows may
  * choose natively, what they chose behind the first tokens, in memory that grows by doubling. */
 static size_t listed_bytes(const plan_model *m, size_t length, bool chooses) {
     const size_t S = (size_t)wb_config_n_indexers(&m->config);
@@ -195,7 +195,7 @@ static size_t listed_bytes(const plan_model *m, size_t length, bool chooses) {
     if (!m->o->replay_indexer || S == 0) return 0;
     const size_t n_whole = (size_t)m->config.compressed.sparse_rate * (k + 1) - 1;
     const size_t kept = chooses && length > n_whole ? 2 * (length - n_whole) * k * sizeof(uint32_t) : 0;
-    return S * (length * 24 + kept);
+    return S * (length * WB_REPLAY_LISTED_BYTES + kept);
 }
 
 /* Of a sample in one plan of replay: its routes and what is known of each row in each layer; planned before
@@ -284,6 +284,7 @@ static wb_status open_plan(const options *o, plan_model *m) {
     m->n_ranks = (int32_t)o->plan_ranks;
     WB_TRY(model_folder(o->model_dir, dir));
     WB_TRY(wb_config_load(dir, &m->config));
+    WB_TRY(lists_check(o, &m->config));
     WB_TRY(expert_places_open(o, &m->config, m->n_ranks, NULL, true, &m->placement));
     WB_TRY(wb_companions_read(dir, &companions));
     m->companion_bytes = wb_companions_bytes(companions);

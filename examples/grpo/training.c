@@ -100,7 +100,7 @@ static wb_status open_trainer(trainer *t, const char *dir, bool resumed) {
     WB_TRY(wb_model_open(dir, &model, &t->model));
     WB_TRY(finite_weights_check(t->model, dir));
     WB_TRY(bias_check(t));
-    WB_TRY(lists_check(t));
+    WB_TRY(lists_check(t->o, wb_model_config(t->model)));
     const wb_train_options train = sizes_train(t->o, wb_model_config(t->model), false);
     wb_status status = wb_train_open(t->model, &train, &t->train);
     if (status == WB_OK) status = optimizer_open(t->model, t->train, t->device, t->comm, &t->opt);

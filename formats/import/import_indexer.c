@@ -29,6 +29,8 @@ static wb_status find_choices(const import_request *r, const wb_route_model *m, 
     const int64_t layers = field.kind == IMPORT_INTEGER ? field.integer
                            : array->n_dims == 3         ? (int64_t)array->shape[1]
                                                         : 0;
+    if (field.kind != IMPORT_INTEGER && layers == 0)
+        return wb_fail(WB_MISMATCH, "indexer_topk_num_layers: expected a number of layers, found none");
     if (layers != columns && layers != m->n_indexer_layers && layers != m->num_hidden_layers)
         return wb_fail(WB_MISMATCH,
                        "indexer_topk_num_layers: expected %" PRIu32 " hidden layers, %" PRIu32
@@ -50,16 +52,17 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The positions of one cell from element `first` on, sorted; their number goes to *count_out. */
+/* The positions of one cell from element `first` on, sorted; their number goes to *count_out. Which of them
+ * the token sees, and how many it should have, is for wb_record_check. */
 static wb_status take_cell(const choices *c, size_t first, uint32_t position, uint32_t *positions,
                            uint32_t *count_out) {
     uint32_t n = 0;
     for (uint32_t j = 0; j < c->k; j++) {
         const int64_t found = wb_import_integer(c->array, first + j);
-        if (found < -1 || found > position)
+        if (found < -1 || found > INT32_MAX)
             return wb_fail(WB_INVALID_ARGUMENT,
-                           "indexer_topk: position %" PRIu32 ": expected -1..%" PRIu32 ", found %" PRId64,
-                           position, position, found);
+                           "indexer_topk: position %" PRIu32 ": expected -1..%d, found %" PRId64, position,
+                           INT32_MAX, found);
         if (found >= 0) positions[n++] = (uint32_t)found;
     }
     qsort(positions, n, sizeof *positions, ascending);

@@ -99,7 +99,7 @@ static size_t operand_bytes(const wb_op_sizes *most) {
 static size_t entry_bytes(const wb_op_sizes *most) {
     const wb_attention heads = heads_of(most);
     if (most->entry_keys == 0 || !most->backward) return 0;
-    return WB_CPU(entry_attention_shared_bytes)(&heads, most->tokens, most->ranked_entries, most->entry_keys);
+    return WB_CPU(entry_attention_shared_bytes)(&heads, most->tokens, most->call_entries, most->entry_keys);
 }
 
 wb_status WB_CPU(reserve_scratch)(wb_device *dev, const wb_op_sizes *most) {

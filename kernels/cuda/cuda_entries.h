@@ -281,9 +281,9 @@ inline int64_t most_keys_of(const wb_entry_attention *args, int64_t positions) {
     return raw + (args->listed && args->max_listed < ended ? args->max_listed : ended);
 }
 
-/* Scratch for a call: `fixed` bytes, then the coefficients of band_out->n queries. What was announced at open
- * may be a few keys short of most_keys, whose last page is whole: then fewer queries at a time go into what
- * there is, so that a step allocates nothing. No bit depends on it. */
+/* Scratch for a call: `fixed` bytes, then the coefficients of band_out->n queries. A call of more tokens than
+ * a sequence has places counts with more keys than were announced at open (positions_of): then fewer queries
+ * at a time go into what there is, so that a step allocates nothing. No bit depends on it. */
 inline wb_status open_band(wb_device *dev, const wb_attention *raw, int64_t most_keys, int parts,
                            size_t fixed, char **fixed_out, query_band *band_out) {
     const int64_t each = query_bytes(raw->n_heads, most_keys, parts);

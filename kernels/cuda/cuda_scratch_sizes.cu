@@ -34,7 +34,7 @@ size_t wb_cuda_scratch_bytes(const wb_device *dev, const wb_op_sizes *most) {
     bytes[14] = wb_cuda_entry_forward_bytes(most->tokens, heads, most->entry_keys);
     if (most->backward && most->entry_keys > 0)
         bytes[15] = wb_cuda_entry_backward_bytes(most->tokens, heads, most->head_dim, most->entry_keys,
-                                                 most->ranked_entries);
+                                                 most->call_entries);
     for (size_t i = 0; i < sizeof bytes / sizeof bytes[0]; i++)
         largest = bytes[i] > largest ? bytes[i] : largest;
     return largest;

@@ -181,7 +181,8 @@ def check_dump(dump: Any) -> Dump:
 
 def verify(path: str | os.PathLike[str]) -> DumpInfo:
     """Checks every checksum, shape and id of a dump, and raises what it finds first. Corrupt also for a file
-    that was cut, whose bytes are lost; one that only has no index yet is whole."""
+    that was cut, whose bytes are lost; one that only has no index yet is whole. Whether it is of the model
+    in a directory, and its hash-routed rows are of that one's tables: `waybill verify --model DIR`."""
     raw = _abi.structs["wb_dump_info"]()
     _abi.functions["wb_dump_verify"](os.fsencode(path), None, None, ctypes.byref(raw))
     info = _info(raw)

@@ -15,11 +15,13 @@ from ._errors import InvalidArgument
 
 class Indexer(NamedTuple):
     """Which attention layers an indexer chooses up to `k` positions for, by their indices among all layers,
-    and for each of them the layer whose indexer it uses."""
+    and for each of them the layer whose indexer it uses. rate: how many tokens a position stands for; 0: not
+    known, else every choice is held against what a token sees."""
 
     layers: tuple[int, ...]
     source: tuple[int, ...]
     k: int
+    rate: int = 0
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -81,6 +83,7 @@ class RouteModel:
             hash_layers=_abi.pointer(hashed) if len(hashed) else None,
             n_indexer_layers=len(indexed),
             indexer_k=self.indexer.k if self.indexer else 0,
+            indexer_rate=self.indexer.rate if self.indexer else 0,
             indexer_layers=_abi.pointer(indexed) if self.indexer else None,
             indexer_source=_abi.pointer(source) if self.indexer else None,
         )
@@ -165,7 +168,8 @@ def _indexer_of(struct: Any) -> Indexer | None:
     n = struct.n_indexer_layers
     if n == 0:
         return None
-    return Indexer(_listed(struct.indexer_layers, n), _listed(struct.indexer_source, n), struct.indexer_k)
+    layers, source = _listed(struct.indexer_layers, n), _listed(struct.indexer_source, n)
+    return Indexer(layers, source, struct.indexer_k, struct.indexer_rate)
 
 
 def model_of_folder(folder: str | os.PathLike[str]) -> tuple[RouteModel, int]:

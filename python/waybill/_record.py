@@ -18,7 +18,8 @@ SPAN = _abi.dtype("wb_span")
 class Run(NamedTuple):
     """Consecutive rows: row r is of the token at position start + r.
 
-    ids: [rows, L, K] of the model's id_dtype, logical expert ids in the order in which the router chose them.
+    ids: [rows, L, K] of the model's id_dtype, logical expert ids in the order in which the router chose them;
+    where layers differ in their K, [rows, the sum of them], one layer after the other.
     valid: [(rows + 7) // 8] u1, bit r % 8 of byte r // 8 for row r; None: all rows are valid.
     """
 
@@ -97,9 +98,10 @@ class Record:
         """A record of one's own, checked by the library when it is appended to a dump or added to a replay.
 
         tokens [N] ids, prompt included; logprobs and sampling_logprobs [N - prompt_len]; routes [rows, L, K]
-        ids of the tokens from position `start` on, valid [rows] bool (None: all), or `runs` of them where
-        they are not consecutive; spans: (start, end, weight_version) of the tokens that each version of the
-        weights was fed; indexer: (start, counts, ends, positions) as IndexerRows has them.
+        ids of the tokens from position `start` on ([rows, the sum of K] where layers differ in it), valid
+        [rows] bool (None: all), or `runs` of them where they are not consecutive; spans: (start, end,
+        weight_version) of the tokens that each version of the weights was fed; indexer: (start, counts, ends,
+        positions) as IndexerRows has them.
         """
         self.model = check_model(model)
         made = _Builder(self.model)

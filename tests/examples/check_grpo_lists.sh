@@ -82,5 +82,6 @@ awk -v p="$planned" -v f="$found" 'BEGIN { exit !(f > 0 && p >= 0.99 * f && p <=
 plan | grep -q 'indexer lists' && fail "plan: indexer lists without --replay-indexer"
 
 run 1 --make-base plain --warmup-steps 1 --quiet || fail "make-base"
-refused "--replay-indexer: expected a model whose layers have indexers, found qwen3_moe" --model plain --out no --replay-indexer
+refused "--replay-indexer: expected a model whose layers have indexers, found one that has none" --model plain --out no --replay-indexer
+refused "--replay-indexer: expected a model whose layers have indexers" --model plain --plan-memory 2 --replay-indexer
 echo "seed ${3:-$$} passed"

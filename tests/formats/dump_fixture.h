@@ -169,7 +169,7 @@ static inline void fixture_record_sample(fixture_record *f, fixture_rng *rng, bo
 }
 
 /* Indexer rows of the record from `start` on: cells of nothing, of all of the first positions, stored
- * or not, and of some. */
+ * or not, and of some; as many as an indexer chooses where the model knows its rate. */
 static inline void fixture_record_index(fixture_record *f, const wb_route_model *m, fixture_rng *rng,
                                         uint32_t start) {
     const uint32_t limit = f->record.n_tokens > 0 ? f->record.n_tokens - 1 : 0, S = wb_indexer_columns(m);
@@ -181,9 +181,10 @@ static inline void fixture_record_index(fixture_record *f, const wb_route_model 
     f->positions = calloc(cells * m->indexer_k + 1, sizeof *f->positions);
     if (!f->counts || !f->ends || !f->positions) abort();
     for (size_t cell = 0; cell < cells; cell++) {
-        const uint32_t seen = first + (uint32_t)(cell / S) + 1, kind = fixture_below(rng, 4);
-        const uint32_t most = m->indexer_k < seen ? m->indexer_k : seen;
-        const uint32_t count = kind == 0 ? fixture_below(rng, 2) : fixture_below(rng, most + 1);
+        const uint32_t position = first + (uint32_t)(cell / S), kind = fixture_below(rng, 4);
+        const uint32_t seen = wb_indexer_seen(m, position), most = wb_indexer_count(m, position);
+        const uint32_t some = kind == 0 ? fixture_below(rng, 2) : fixture_below(rng, most + 1);
+        const uint32_t count = m->indexer_rate > 0 ? most : some;
         uint32_t spare = kind == 1 ? 0 : seen - count, next = 0;
         f->counts[cell] = count;
         for (uint32_t i = 0; kind != 3 && i < count; i++) {

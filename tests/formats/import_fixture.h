@@ -47,6 +47,7 @@ static inline void import_model_of(const json_t *manifest, const json_t *file, f
     import_take_list(indexed, f->indexer_source);
     f->model.n_indexer_layers = (uint32_t)json_array_size(indexed);
     f->model.indexer_k = import_number(indexer, "k");
+    f->model.indexer_rate = import_number(indexer, "rate");
     f->model.indexer_layers = f->indexer_layers;
     f->model.indexer_source = f->indexer_source;
 }

@@ -403,6 +403,7 @@ static void golden(const char *name, uint32_t L, uint32_t E, uint32_t K, uint64_
     fixture_model f;
     fixture_model_init(&f, L, E, K);
     if (indexed) fixture_model_index(&f, 5);
+    if (strstr(name, "indexer_rate")) f.model.indexer_rate = 3;
     if (strstr(name, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
@@ -431,6 +432,7 @@ static void test_golden(void **state) {
     golden("good_sampling.wbr", 2, 8, 2, 17, 12, false, true);
     golden("good_indexer.wbr", 2, 8, 2, 19, 12, false, true);
     golden("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false);
+    golden("good_indexer_rate.wbr", 2, 8, 2, 22, 40, true, false);
     golden("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false);
 }
 

@@ -33,6 +33,7 @@ static int setup(void **state) {
     snprintf(p->copy, sizeof p->copy, "%s/copy.wbr", p->directory);
     fixture_model_init(&p->f, 3, 16, 4);
     fixture_model_index(&p->f, 1 + fixture_below(&p->rng, 20));
+    p->f.model.indexer_rate = (uint32_t[]){0, 1, 4}[fixture_below(&p->rng, 3)];
     for (uint32_t i = 0; i < RECORDS; i++) {
         char rid[16];
         snprintf(rid, sizeof rid, "r%u", i);
@@ -190,6 +191,7 @@ static void test_records_that_cannot_be(void **state) {
     wb_indexer_rows run = {2, 2, counts, ends, positions};
     wb_record r = {.rid = "x", .prompt_len = 2, .n_tokens = 6, .tokens = tokens, .indexer = &run};
     p->f.model.indexer_k = 3;
+    p->f.model.indexer_rate = 0;
     OK(wb_record_check(m, &r, false));
     wb_indexer_choice choice;
     assert_true(wb_indexer_at(m, r.indexer, 3, 1, &choice));
@@ -209,7 +211,7 @@ static void test_records_that_cannot_be(void **state) {
     refused(m, &r, "position 3, model layer 2: expected a count of at most 3, found 4");
     counts[3] = 3;
     positions[1] = 3;
-    refused(m, &r, "position 2, model layer 0: expected positions of at most 2, found 3");
+    refused(m, &r, "position 2, model layer 0: expected positions below 3, found 3");
     positions[1] = 0;
     refused(m, &r, "position 2, model layer 0: expected a position above 0, found 0");
     positions[1] = 2;
@@ -236,6 +238,105 @@ static void test_records_that_cannot_be(void **state) {
     refused(m, &r, "the model has no layer with an indexer");
 }
 
+/* Where the rate is known, a choice is of the entries that are complete, of as many as k allows. */
+static void test_records_at_a_rate(void **state) {
+    place *p = *state;
+    wb_route_model *m = &p->f.model;
+    enum { K = 3, ROWS = 20 };
+    uint32_t counts[2 * ROWS], positions[2 * ROWS * K], tokens[ROWS + 1] = {0};
+    uint64_t ends[2 * ROWS], at;
+    wb_indexer_rows run = {0, ROWS, counts, ends, positions};
+    wb_record r = {.rid = "x", .prompt_len = 2, .n_tokens = ROWS + 1, .tokens = tokens, .indexer = &run};
+    m->indexer_k = K;
+    for (uint32_t rate = 1; rate <= ROWS + 2; rate++) {
+        m->indexer_rate = rate;
+        /* The last ones that the token sees. */
+        at = 0;
+        for (uint32_t cell = 0; cell < 2 * ROWS; cell++) {
+            const uint32_t seen = (cell / 2 + 1) / rate;
+            counts[cell] = seen < K ? seen : K;
+            for (uint32_t j = 0; j < counts[cell]; j++) positions[at++] = seen - counts[cell] + j;
+            ends[cell] = at;
+        }
+        OK(wb_record_check(m, &r, false));
+        for (uint32_t cell = 0; cell < 2 * ROWS; cell++) {
+            const uint32_t position = cell / 2, layer = cell % 2 ? 2 : 0, seen = (position + 1) / rate;
+            const uint32_t count = counts[cell];
+            char says[160];
+            assert_int_equal(wb_indexer_seen(m, position), seen);
+            assert_int_equal(wb_indexer_count(m, position), count);
+            for (int more = -1; more <= 1; more += 2) {
+                counts[cell] = count + (uint32_t)more;
+                snprintf(says, sizeof says,
+                         "record x: indexer: position %" PRIu32 ", model layer %" PRIu32
+                         ": expected a count of %" PRIu32 ", found %" PRIu32,
+                         position, layer, count, counts[cell]);
+                refused(m, &r, says);
+            }
+            counts[cell] = count;
+            if (count == 0) continue;
+            positions[ends[cell] - 1] = seen;
+            snprintf(says, sizeof says,
+                     "record x: indexer: position %" PRIu32 ", model layer %" PRIu32
+                     ": expected positions below %" PRIu32 ", found %" PRIu32,
+                     position, layer, seen, seen);
+            refused(m, &r, says);
+            positions[ends[cell] - 1] = seen - 1;
+        }
+        OK(wb_record_check(m, &r, false));
+    }
+}
+
+/* A file that does not say the rate is of a model that does; one that says another is not. What one file of a
+ * dump says is so of all. */
+static void test_the_rate_of_files(void **state) {
+    place *p = *state;
+    wb_route_model with = p->f.model, without = with, other = with;
+    wb_dump_writer *w = NULL;
+    wb_dump *d = NULL;
+    char path[128];
+    /* Cells of nothing, which no indexer chooses of something. */
+    uint32_t counts[4] = {0}, tokens[4] = {0};
+    uint64_t ends[4] = {0};
+    wb_indexer_rows run = {1, 2, counts, ends, NULL};
+    wb_record r = {.rid = "x", .prompt_len = 2, .n_tokens = 4, .tokens = tokens, .indexer = &run};
+    with.indexer_rate = 2;
+    without.indexer_rate = 0;
+    other.indexer_rate = 3;
+    OK(wb_route_model_match(&with, &without));
+    OK(wb_route_model_match(&without, &with));
+    assert_int_equal(wb_route_model_match(&with, &other), WB_MISMATCH);
+    assert_non_null(strstr(wb_error_message(), "model indexer_rate: expected 2, found 3"));
+    for (int i = 0; i < 3; i++) {
+        const wb_route_model *models[] = {&without, &with, &other};
+        snprintf(path, sizeof path, "%s/files-%d.wbr", p->directory, i);
+        OK(wb_dump_create(path, models[i], NULL, &w));
+        r.rid = (const char *[]){"x", "y", "z"}[i];
+        assert_int_equal(wb_dump_append(w, &r), i == 0 ? WB_OK : WB_INVALID_ARGUMENT);
+        OK(wb_dump_finish(w));
+        if (i == 0) {
+            wb_record found;
+            OK(wb_dump_open(path, &d));
+            assert_int_equal(wb_dump_model(d)->indexer_rate, 0);
+            OK(wb_dump_record(d, 0, &found));
+            wb_dump_close(d);
+        }
+        const wb_status opened = wb_dump_open(p->directory, &d);
+        if (i == 2) {
+            assert_int_equal(opened, WB_MISMATCH);
+            continue;
+        }
+        OK(opened);
+        assert_int_equal(wb_dump_model(d)->indexer_rate, i == 0 ? 0 : 2);
+        wb_record found;
+        assert_int_equal(wb_dump_record(d, 0, &found), i == 0 ? WB_OK : WB_CORRUPT);
+        if (i > 0)
+            assert_non_null(strstr(wb_error_message(), "position 1, model layer 0: expected a count of 1"));
+        wb_dump_close(d);
+        d = NULL;
+    }
+}
+
 static void test_models_that_cannot_be(void **state) {
     place *p = *state;
     fixture_model *f = &p->f;
@@ -259,7 +360,13 @@ static void test_models_that_cannot_be(void **state) {
     OK(wb_route_model_check(&f->model));
     assert_int_equal(wb_route_model_match(&before, &f->model), WB_MISMATCH);
     f->model = before;
+    f->model.indexer_rate = (1u << 30) + 1;
+    assert_int_equal(wb_route_model_check(&f->model), WB_INVALID_ARGUMENT);
+    assert_non_null(strstr(wb_error_message(), "indexer_rate: expected 0..1073741824, and 0 without"));
     f->model.n_indexer_layers = f->model.indexer_k = 0;
+    f->model.indexer_rate = 1;
+    assert_int_equal(wb_route_model_check(&f->model), WB_INVALID_ARGUMENT);
+    f->model.indexer_rate = 0;
     OK(wb_route_model_check(&f->model));
     assert_int_equal(wb_route_model_match(&before, &f->model), WB_MISMATCH);
     f->model = before;
@@ -273,6 +380,7 @@ static void test_bytes_of_a_cell(void **state) {
     enum { TOKENS = 1001, K = 64 };
     place *p = *state;
     fixture_model_index(&p->f, K);
+    p->f.model.indexer_rate = 1;
     const size_t columns = wb_indexer_columns(&p->f.model), cells = (TOKENS - 1) * columns;
     fixture_record r;
     wb_dump_writer *w = NULL;
@@ -315,6 +423,8 @@ int main(int argc, char **argv) {
         WITH_PLACE(test_damage),
         WITH_PLACE(test_lists_are_choices),
         WITH_PLACE(test_records_that_cannot_be),
+        WITH_PLACE(test_records_at_a_rate),
+        WITH_PLACE(test_the_rate_of_files),
         WITH_PLACE(test_models_that_cannot_be),
         WITH_PLACE(test_bytes_of_a_cell),
     };

@@ -22,20 +22,21 @@ static void base64(const void *data, size_t size, char *out) {
     *out = '\0';
 }
 
-/* The answer of one request of 2 + 2 tokens with `topk` [n], of `layers` layers. */
+/* The answer of one request of 2 + 2 tokens with `topk` [n], of `layers` layers; 0: it does not say. */
 static wb_status import(const wb_route_model *m, int layers, const int32_t *topk, size_t n,
                         wb_import **import_out, wb_record *record_out) {
     int32_t routes[ROWS][2][2];
-    char a[512], b[1024], text[2048];
+    char a[512], b[1024], number[64] = "", text[2048];
     bool found = false;
     for (int i = 0; i < ROWS * 4; i++) ((int32_t *)routes)[i] = (i / 2 * 3 + i % 2) % 8;
     base64(routes, sizeof routes, a);
     base64(topk, n * sizeof *topk, b);
+    if (layers > 0) snprintf(number, sizeof number, "\"indexer_topk_num_layers\":%d,", layers);
     snprintf(
         text, sizeof text,
         "{\"input_ids\":[5,6],\"output_ids\":[7,8],\"meta_info\":{\"id\":\"x\",\"routed_experts\":\"%s\","
-        "\"indexer_topk\":\"%s\",\"indexer_topk_num_layers\":%d,\"finish_reason\":{\"type\":\"stop\"}}}",
-        a, b, layers);
+        "\"indexer_topk\":\"%s\",%s\"finish_reason\":{\"type\":\"stop\"}}}",
+        a, b, number);
     if (wb_import_open("answer", text, strlen(text), WB_IMPORT_SGLANG, m, import_out) != WB_OK) abort();
     const wb_status status = wb_import_next(*import_out, record_out, &found);
     if (status != WB_OK) {
@@ -96,12 +97,21 @@ static void test_what_is_refused(void **unused) {
     assert_int_equal(import(&f.model, 5, topk, ROWS * 2 * K, &imported, &r), WB_MISMATCH);
     assert_non_null(
         strstr(wb_error_message(), "request x: indexer_topk_num_layers: expected 4 hidden layers, 3 that"));
+    assert_int_equal(import(&f.model, 0, topk, ROWS * 2 * K, &imported, &r), WB_MISMATCH);
+    assert_non_null(
+        strstr(wb_error_message(), "indexer_topk_num_layers: expected a number of layers, found none"));
     assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K - 1, &imported, &r), WB_MISMATCH);
     assert_non_null(
         strstr(wb_error_message(), "request x: indexer_topk: expected integers of 3 rows, 2 layers"));
     topk[2 * K] = 2; /* of the token at position 1 */
     assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
-    assert_non_null(strstr(wb_error_message(), "indexer_topk: position 1: expected -1..1, found 2"));
+    assert_non_null(strstr(wb_error_message(),
+                           "record x: indexer: position 1, model layer 0: expected positions "
+                           "below 2, found 2"));
+    topk[2 * K] = -2;
+    assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
+    assert_non_null(
+        strstr(wb_error_message(), "indexer_topk: position 1: expected -1..2147483647, found -2"));
     topk[2 * K] = 0;
     assert_int_equal(import(&f.model, 2, topk, ROWS * 2 * K, &imported, &r), WB_INVALID_ARGUMENT);
     assert_non_null(strstr(wb_error_message(), "indexer_topk: position 1: 0 is chosen twice"));

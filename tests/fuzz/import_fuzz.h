@@ -20,7 +20,8 @@ static const uint32_t moe_layers[] = {1, 2, 3}, layer_top_k[] = {3, 1, 2}, index
     .name = "fuzz_moe", .fingerprint = "0123456789abcdef0123456789abcdef", .router = "softmax_norm", \
     .num_hidden_layers = 4, .n_moe_layers = 3, .moe_layers = moe_layers, .num_experts = 8
 static const wb_route_model fuzz_models[] = {{FUZZ_MODEL, .top_k = 2, .n_indexer_layers = 2, .indexer_k = 3,
-                                              .indexer_layers = indexers, .indexer_source = indexers},
+                                              .indexer_rate = 4, .indexer_layers = indexers,
+                                              .indexer_source = indexers},
                                              {FUZZ_MODEL, .top_k = 3, .layer_top_k = layer_top_k}};
 
 static void import_all(const wb_route_model *model, const uint8_t *data, size_t size) {

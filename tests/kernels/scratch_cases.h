@@ -15,7 +15,7 @@ static char *pool;
 static size_t pool_used;
 static const size_t pool_bytes = (size_t)320 << 20;
 
-enum { BLOCK = 16, SAMPLED = 3, WINDOW = 8, RATIO = 4, ITERATIONS = 3 };
+enum { BLOCK = 16, SAMPLED = 3, WINDOW = 8, RATIO = 4, LEAST_RATIO = 2, ITERATIONS = 3 };
 
 static void *zeros(int64_t n, size_t size) {
     const size_t bytes = ((size_t)n * size + 63) / 64 * 64;
@@ -192,7 +192,8 @@ static void run_streams(const trial *t) {
     BACKWARD(t, dev->matmul(dev, 2, back));
 }
 
-/* One sequence, whose rows and entries lie at the rows of its tokens. */
+/* One sequence, whose rows and entries lie at the rows of its tokens. Attention sees more entries, of fewer
+ * positions each, than an indexer chooses from. */
 static void run_entries(const trial *t) {
     wb_device *dev = t->dev;
     const int64_t T = t->most.tokens, C = t->most.compress_channels, hd = t->most.head_dim;
@@ -240,7 +241,7 @@ static void run_entries(const trial *t) {
                                                   .blocks = blocks,
                                                   .max_blocks = (int32_t)T,
                                                   .block_size = 1},
-                                          .entries = {RATIO, entries, hd}};
+                                          .entries = {LEAST_RATIO, entries, hd}};
     const wb_rows made = rows_of(t, T, C / 2), d = rows_of(t, T, C), out = rows_of(t, T, t->q);
     assert_ok(dev->compress_forward(dev, &compress, made));
     BACKWARD(t, dev->compress_backward(dev, &compress, made, d, rows_of(t, T, C),
@@ -419,7 +420,8 @@ static wb_op_sizes random_sizes(int number) {
     s.router.top_k = (int32_t)rng_range(1, 4);
     s.n_groups = (int32_t)rng_range(1, large == GROUPS ? 400 : s.n_slots);
     s.ranked_entries = s.tokens / RATIO;
-    s.entry_keys = (s.tokens < WINDOW ? s.tokens : WINDOW) + s.ranked_entries;
+    s.call_entries = s.tokens / LEAST_RATIO;
+    s.entry_keys = (s.tokens < WINDOW ? s.tokens : WINDOW) + s.call_entries;
     s.expert_rows = rng_range(0, 4 * s.tokens * s.router.top_k);
     return s;
 }

@@ -17,19 +17,25 @@ static int32_t shorter(int32_t length) {
     return few ? length / 8 : length;
 }
 
+/* All queries in one call, whose results are within the bound. */
+static void check_whole(problem *p) {
+    pool l;
+    batch b;
+    make_pool(p, 1 << rng_range(0, 6), &l);
+    open_whole(p, &l, &b);
+    uint16_t *out = forward(p, &b);
+    p->log_sums = b.log_sums;
+    check_out(p, out);
+    free(out), close_batch(&b), free_pool(&l);
+}
+
 static void test_forward_is_within_the_bound(void **state) {
     (void)state;
     for (int round = 0; round < 20; round += step()) {
         problem p;
-        pool l;
-        batch b;
         make_problem(&p, shorter(round % 3 ? 90 : 400), round);
-        make_pool(&p, 1 << rng_range(0, 6), &l);
-        open_whole(&p, &l, &b);
-        uint16_t *out = forward(&p, &b);
-        p.log_sums = b.log_sums;
-        check_out(&p, out);
-        free(out), close_batch(&b), free_pool(&l), free_problem(&p);
+        check_whole(&p);
+        free_problem(&p);
     }
 }
 
@@ -66,24 +72,31 @@ static void run_in_chunks(const problem *p, const pool *l, int64_t most, const u
     }
 }
 
+/* A query has the bits that it has among all of them in chunks of up to 1, `chunk` and 300 tokens. */
+static void check_company(problem *p, int64_t chunk) {
+    const int64_t most[] = {1, chunk, 300};
+    pool l;
+    batch b;
+    make_pool(p, 1, &l);
+    open_whole(p, &l, &b);
+    uint16_t *whole = forward(p, &b);
+    p->log_sums = b.log_sums;
+    for (int way = 0; way < 3; way++) {
+        pool pages;
+        make_pool(p, 1 << rng_range(0, 7), &pages);
+        run_in_chunks(p, &pages, most[way], whole);
+        free_pool(&pages);
+    }
+    free(whole), close_batch(&b), free_pool(&l);
+}
+
 static void test_a_query_is_the_same_in_any_company(void **state) {
     (void)state;
     for (int round = 0; round < 20; round += step()) {
         problem p;
-        pool l;
-        batch b;
         make_problem(&p, shorter(round % 8 < 4 ? 200 : 900), round);
-        make_pool(&p, 1, &l);
-        open_whole(&p, &l, &b);
-        uint16_t *whole = forward(&p, &b);
-        p.log_sums = b.log_sums;
-        for (int way = 0; way < 3; way++) {
-            pool pages;
-            make_pool(&p, 1 << rng_range(0, 7), &pages);
-            run_in_chunks(&p, &pages, way == 0 ? 1 : way == 1 ? 40 : 300, whole);
-            free_pool(&pages);
-        }
-        free(whole), close_batch(&b), free_pool(&l), free_problem(&p);
+        check_company(&p, 40);
+        free_problem(&p);
     }
 }
 
@@ -165,15 +178,9 @@ static void test_latents_are_within_the_bound(void **state) {
     for (int round = 0; round < 12; round += step()) {
         const int32_t heads = latent_heads[round % 6];
         problem p;
-        pool l;
-        batch b;
         make_latents(&p, heads, few ? 1 : 2, few ? 37 : heads > 32 ? 75 : 333, round + round / 6);
-        make_pool(&p, 1 << rng_range(0, 6), &l);
-        open_whole(&p, &l, &b);
-        uint16_t *out = forward(&p, &b);
-        p.log_sums = b.log_sums;
-        check_out(&p, out);
-        free(out), close_batch(&b), free_pool(&l), free_problem(&p);
+        check_whole(&p);
+        free_problem(&p);
     }
 }
 
@@ -183,20 +190,9 @@ static void test_latents_are_the_same_in_any_company(void **state) {
     for (int round = 0; round < 12; round += step()) {
         const int32_t heads = latent_heads[round % 6];
         problem p;
-        pool l;
-        batch b;
         make_latents(&p, heads, few ? 2 : 3, few ? 39 : heads > 32 ? 150 : 500, round + round / 6);
-        make_pool(&p, 1, &l);
-        open_whole(&p, &l, &b);
-        uint16_t *whole = forward(&p, &b);
-        p.log_sums = b.log_sums;
-        for (int way = 0; way < 3; way++) {
-            pool pages;
-            make_pool(&p, 1 << rng_range(0, 7), &pages);
-            run_in_chunks(&p, &pages, way == 0 ? 1 : way == 1 ? 30 : 300, whole);
-            free_pool(&pages);
-        }
-        free(whole), close_batch(&b), free_pool(&l), free_problem(&p);
+        check_company(&p, 30);
+        free_problem(&p);
     }
 }
 

@@ -304,7 +304,7 @@ static void test_released_deepseek_v4(void **state) {
     uint32_t layers[3 * 43];
     wb_route_model routes;
     assert_int_equal(wb_config_routes(&c, layers, &routes), WB_OK);
-    assert_true(routes.n_indexer_layers == 21 && routes.indexer_k == 512);
+    assert_true(routes.n_indexer_layers == 21 && routes.indexer_k == 512 && routes.indexer_rate == 4);
     for (uint32_t i = 0; i < 21; i++)
         assert_true(routes.indexer_layers[i] == 2 + 2 * i && routes.indexer_source[i] == 2 + 2 * i);
     c = released("deepseek_v4_pro");

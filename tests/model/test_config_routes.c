@@ -82,21 +82,30 @@ static void test_hash_layers_and_indexers_without_what_an_engine_needs(void **st
     "\"n_routed_experts\": 8, \"num_experts_per_tok\": 2"
     static const struct {
         const char *rest;
-        uint32_t n_hash, hash[3], n_indexers, indexers[3], k;
+        uint32_t n_hash, hash[3], n_indexers, indexers[3], k, rate;
     } files[] = {
-        {"}", 3, {0, 1, 2}, 2, {3, 5}, 512},
+        {"}", 3, {0, 1, 2}, 2, {3, 5}, 512, 4},
         {", \"num_hash_layers\": 0, \"index_topk\": 7, \"compress_ratios\": [4, 0, 0, 128, 4, 0, 0]}",
          0,
          {0},
          2,
          {0, 4},
-         7},
+         7,
+         4},
+        {", \"index_topk\": 7, \"compress_rates\": {\"compressed_sparse_attention\": 3}}",
+         3,
+         {0, 1, 2},
+         2,
+         {3, 5},
+         7,
+         3},
         {", \"mlp_layer_types\": [\"moe\", \"hash_moe\", \"moe\", \"moe\", \"moe\", \"hash_moe\"], "
          "\"compress_ratios\": [0, 0, 0, 128, 128, 0]}",
          2,
          {1, 5},
          0,
          {0},
+         0,
          0},
     };
     (void)state;
@@ -110,30 +119,43 @@ static void test_hash_layers_and_indexers_without_what_an_engine_needs(void **st
             assert_int_equal(files[i].hash[l], f.model.hash_layers[l]);
         assert_int_equal(files[i].n_indexers, f.model.n_indexer_layers);
         assert_int_equal(files[i].k, f.model.indexer_k);
+        assert_int_equal(files[i].rate, f.model.indexer_rate);
         for (uint32_t l = 0; l < files[i].n_indexers; l++)
             assert_true(f.model.indexer_layers[l] == files[i].indexers[l] &&
                         f.model.indexer_source[l] == files[i].indexers[l]);
     }
 }
 
-/* The released file says the same without a key that only the engine needs. */
-static void test_a_released_file_without_a_key(void **state) {
-    found whole, lacking;
-    char *text = NULL;
+/* The released files say the same without a key that only the engine needs. */
+static void test_released_files_without_a_key(void **state) {
+    static const struct {
+        const char *folder;
+        uint32_t n_hash, n_indexers;
+    } files[] = {{"configs/qwen2_57b_a14b", 0, 0},    {"configs/glm_4.5", 0, 0},
+                 {"configs/deepseek_v2", 0, 0},       {"configs/deepseek_v3", 0, 0},
+                 {"configs/kimi_k2", 0, 0},           {"configs/qwen3_next_80b_a3b", 0, 0},
+                 {"configs/deepseek_v4_flash", 3, 21}};
     (void)state;
-    json_t *root = json_load_file(WB_TEST_DATA "/configs/deepseek_v4_flash/config.json", 0, NULL);
-    assert_non_null(root);
-    for (int i = 0; i < 2; i++) {
-        text = json_dumps(root, 0);
-        assert_int_equal(WB_OK, read_text(text, i == 0 ? &whole : &lacking));
-        free(text);
-        assert_int_equal(i, json_object_del(root, "moe_intermediate_size") != 0);
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        found whole, lacking;
+        const temp_path path = temp_in(temp_in(WB_TEST_DATA, files[i].folder).text, "config.json");
+        json_t *root = json_load_file(path.text, 0, NULL);
+        assert_non_null(root);
+        for (int j = 0; j < 2; j++) {
+            char *text = json_dumps(root, 0);
+            if (read_text(text, j == 0 ? &whole : &lacking) != WB_OK)
+                fail_msg("%s: %s", files[i].folder, wb_error_message());
+            free(text);
+            assert_int_equal(j, json_object_del(root, "moe_intermediate_size") != 0);
+        }
+        json_decref(root);
+        assert_int_equal(files[i].n_indexers, lacking.model.n_indexer_layers);
+        assert_int_equal(files[i].n_hash, lacking.model.n_hash_layers);
+        assert_string_not_equal(whole.model.fingerprint, lacking.model.fingerprint);
+        memcpy(lacking.model.fingerprint, whole.model.fingerprint, sizeof whole.model.fingerprint);
+        if (wb_route_model_match(&whole.model, &lacking.model) != WB_OK)
+            fail_msg("%s: %s", files[i].folder, wb_error_message());
     }
-    json_decref(root);
-    assert_int_equal(21, lacking.model.n_indexer_layers);
-    assert_int_equal(3, lacking.model.n_hash_layers);
-    memcpy(lacking.model.fingerprint, whole.model.fingerprint, sizeof whole.model.fingerprint);
-    assert_int_equal(WB_OK, wb_route_model_match(&whole.model, &lacking.model));
 }
 
 static void test_the_engines_families_are_as_the_engine_has_them(void **state) {
@@ -195,7 +217,7 @@ static void test_what_cannot_be(void **state) {
         wb_status status;
         const char *part;
     } bad[] = {
-        {"{\"model_type\": \"llama\"}", WB_UNSUPPORTED, "deepseek_v4 and glm4_moe, found \"llama\""},
+        {"{\"model_type\": \"llama\"}", WB_UNSUPPORTED, "qwen3_5_moe and deepseek_v4, found \"llama\""},
         {"{}", WB_CORRUPT, "model_type: expected a string, found none"},
         {"{\"model_type\": 3}", WB_CORRUPT, "model_type: expected a string"},
         {"[", WB_CORRUPT, "config.json"},
@@ -238,7 +260,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_files_without_what_an_engine_needs),
         cmocka_unit_test(test_hash_layers_and_indexers_without_what_an_engine_needs),
-        cmocka_unit_test(test_a_released_file_without_a_key),
+        cmocka_unit_test(test_released_files_without_a_key),
         cmocka_unit_test(test_the_engines_families_are_as_the_engine_has_them),
         cmocka_unit_test(test_quantized_and_scaled),
         cmocka_unit_test(test_what_cannot_be)};

@@ -4,7 +4,7 @@
  * other ops had made: each is compared here. Argument 1 sets the seed. */
 #include "placed_model.h"
 
-enum { ROUNDS = 2 * N_VARIANTS, POOL_BLOCKS = 12 };
+enum { ROUNDS = 2 * N_VARIANTS, BLOCK_SIZE = 3 };
 
 /* What this thread's device was told, and how often. */
 static _Thread_local wb_op_sizes told;
@@ -72,6 +72,7 @@ static void expect_keys(const wb_config *c, int64_t keys, wb_op_sizes *expected)
     const int64_t heavy = keys / s->heavy_rate, sparse = keys / s->sparse_rate, window = c->window;
     expected->keys = 0;
     expected->ranked_entries = sparse;
+    expected->call_entries = larger(expected->tokens / s->heavy_rate, expected->tokens / s->sparse_rate);
     expected->entry_keys =
         -larger(-window, -keys) + larger(heavy, sparse < s->index_top_k ? sparse : s->index_top_k);
 }
@@ -111,6 +112,7 @@ static void expect_told(const wb_op_sizes *expected) {
     EXPECT(told.keys == expected->keys);
     EXPECT(told.entry_keys == expected->entry_keys);
     EXPECT(told.ranked_entries == expected->ranked_entries);
+    EXPECT(told.call_entries == expected->call_entries);
     EXPECT(told.index_heads == expected->index_heads);
     EXPECT(told.index_dim == expected->index_dim);
     EXPECT(told.compress_channels == expected->compress_channels);
@@ -129,18 +131,21 @@ static void expect_told(const wb_op_sizes *expected) {
 
 /* ---- inference and training ---------------------------------------------------------------------- */
 
-/* A query sees what the blocks of its sequence hold, which the pool holds, and no more than the model has
- * positions. */
-static void open_infer(wb_model *model, wb_op_sizes expected, int64_t max_expert_rows, int32_t max_blocks,
-                       int64_t keys) {
+/* A query sees what the blocks of its sequence hold: max_blocks, or those of the model's positions, the last
+ * of which may have places beyond them, and no more than the pool has. */
+static void open_infer(wb_model *model, wb_op_sizes expected, int64_t max_expert_rows, int32_t n_blocks,
+                       int32_t max_blocks) {
     wb_infer_options options = wb_infer_options_default();
     wb_infer *infer;
-    options.n_blocks = POOL_BLOCKS;
-    options.block_size = 3;
+    const int32_t positions = wb_model_config(model)->max_positions,
+                  usual = positions / BLOCK_SIZE + (positions % BLOCK_SIZE > 0);
+    const int64_t blocks = max_blocks > 0 ? max_blocks : usual < n_blocks ? usual : n_blocks;
+    options.n_blocks = n_blocks;
+    options.block_size = BLOCK_SIZE;
     options.max_blocks = max_blocks;
     options.max_tokens = expected.tokens;
     options.max_expert_rows = max_expert_rows;
-    expect_keys(wb_model_config(model), keys, &expected);
+    expect_keys(wb_model_config(model), blocks * BLOCK_SIZE, &expected);
     MUST(wb_infer_open(model, &options, &infer));
     expect_told(&expected);
     wb_infer_close(infer);
@@ -161,7 +166,9 @@ static void open_train(wb_model *model, wb_op_sizes expected, int64_t max_expert
 }
 
 static void open_all(rank *r) {
-    const wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
+    wb_config config = variant_config((variant)random_below(&r->state, N_VARIANTS));
+    /* Either kind of layers may be the one that makes more entries. */
+    if (config.compressed.q_rank > 0 && random_below(&r->state, 2) == 0) config.compressed.heavy_rate = 2;
     const int32_t L = __builtin_popcountll(config.moe_layer_mask[0]), P = config.max_positions;
     wb_placement *placement = placement_random(L, wb_config_weighted(&config), r->of, &r->state, true);
     wb_model_options options = options_of(r, placement);
@@ -173,14 +180,15 @@ static void open_all(rank *r) {
     wb_placement_close(placement);
     EXPECT(n_told == 0);
     wb_op_sizes expected = sizes_of(model, options.activations, 17 + random_below(&r->state, 9));
-    open_infer(model, expected, 0, 7, 21);
-    open_infer(model, expected, 0, P, P);
-    open_infer(model, expected, 0, 0, P < 3 * POOL_BLOCKS ? P : 3 * POOL_BLOCKS);
+    open_infer(model, expected, 0, 12, 7);
+    open_infer(model, expected, 0, 12, P);
+    open_infer(model, expected, 0, 12, 0);
+    open_infer(model, expected, 0, 99, 0);
     open_train(model, expected, 0, false);
     open_train(model, expected, 0, true);
     /* One rank has no more rows than choices, and needs no limit. */
     if (r->of > 1) expected.expert_rows = 29;
-    open_infer(model, expected, 29, 7, 21);
+    open_infer(model, expected, 29, 12, 7);
     open_train(model, expected, 29, false);
     wb_model_close(model);
 }

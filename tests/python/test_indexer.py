@@ -1,6 +1,7 @@
 """What indexers chose, in Python: the model and its lists, answers and batches, and the plan of a step, whose
 rows are those of the records and whose metrics are what one counts by hand."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -58,6 +59,10 @@ class Models(unittest.TestCase):
             with waybill.create(path, model):
                 pass
             found = waybill.open(path).model
+            rated = dataclasses.replace(model, indexer=model.indexer._replace(rate=4))
+            with waybill.create(path + "4", rated):
+                pass
+            self.assertEqual(waybill.open(path + "4").model, rated)
         self.assertEqual(found, model)
         self.assertEqual((found.hash_layers, found.indexer.columns), ((0,), (0, 2)))
         other = waybill.RouteModel(
@@ -65,13 +70,16 @@ class Models(unittest.TestCase):
         )
         with self.assertRaisesRegex(waybill.Mismatch, "n_hash_layers"):
             model.match(other)
+        model.match(rated)  # which does not know its rate
+        with self.assertRaisesRegex(waybill.Mismatch, "indexer_rate: expected 4, found 2"):
+            rated.match(dataclasses.replace(model, indexer=model.indexer._replace(rate=2)))
         with self.assertRaisesRegex(waybill.InvalidArgument, r"hash_layers\[1\]"):
             waybill.RouteModel("m", model.fingerprint, "softmax", 4, (1, 2, 3), 8, 2, hash_layers=(1, 1))
 
     def test_of_a_config(self):
         model = waybill.RouteModel.from_config(os.path.join(CONFIGS, "deepseek_v4_flash"))
         self.assertEqual(model.hash_layers, (0, 1, 2))
-        self.assertEqual((model.indexer.layers, model.indexer.k), (tuple(range(2, 43, 2)), 512))
+        self.assertEqual(model.indexer[:1] + model.indexer[2:], (tuple(range(2, 43, 2)), 512, 4))
         self.assertEqual(model.indexer.columns, model.indexer.layers)
 
 
@@ -106,6 +114,9 @@ class Foreign(unittest.TestCase):
             for system in ("npz", "vllm", "verl"):
                 with self.assertWarnsRegex(UserWarning, f"indexers chose is left out: {system}"):
                     waybill.export(dump, system, path + system)
+        missing = os.path.join(ANSWERS, "bad_sglang_indexer_missing_row.jsonl")
+        with self.assertRaisesRegex(waybill.InvalidArgument, "position 17, .*a count of 3, found 0"):
+            list(waybill.import_(missing, "sglang", os.path.join(ANSWERS, "indexed")))
         with self.assertWarnsRegex(UserWarning, "left out: the model has none"):
             list(waybill.import_(source, "sglang", os.path.join(ANSWERS, "narrow")))
 

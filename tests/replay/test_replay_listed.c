@@ -265,7 +265,7 @@ static void test_what_is_refused(void **unused) {
     HAS_MESSAGE("behind a -1");
     memcpy(wrong, (const int32_t[K]){3, 8, -1, -1}, sizeof wrong);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, listed, wrong), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("beyond the row's own");
+    HAS_MESSAGE("beyond those that the row sees");
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 11, 1, NULL, NULL), WB_INVALID_ARGUMENT);
     HAS_MESSAGE("the positions used are needed");
     assert_int_equal(wb_replay_indexer_rows(r, 0, 3, 0, 1, listed, &direction, &slice), WB_INVALID_ARGUMENT);
@@ -276,6 +276,30 @@ static void test_what_is_refused(void **unused) {
     OK(wb_replay_add(r, &m, &x.f.record));
     plan_one(r, 1, &s);
     assert_int_equal(wb_replay_indexer_rows(r, 0, 0, 0, 1, listed, &direction, &slice), WB_INVALID_ARGUMENT);
+    wb_replay_close(r);
+    fixture_close(&x.f);
+}
+
+/* Where the model knows its rate, what is replayed and told is of the entries that are complete, as many. */
+static void test_entries_that_are_complete(void **unused) {
+    (void)unused;
+    wb_route_model m = listed_model();
+    listed_record x;
+    const int32_t future[K] = {0, 1, 2, 4}, fewer[K] = {0, 1, 3, -1}, all[K] = {0, 1, 2, 3};
+    m.indexer_rate = 2;
+    listed_open(&x, &m, 5, 12, 0, 11, false);
+    wb_replay *r = open_listed(&m, WB_MISSING_NATIVE);
+    assert_int_equal(wb_replay_add(r, &m, &x.f.record), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE(": indexer: position ");
+    x.f.record.indexer = NULL;
+    OK(wb_replay_add(r, &m, &x.f.record));
+    const wb_segment s = fixture_segment(&x.f, 0, 12);
+    plan_one(r, 1, &s);
+    assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, future, NULL), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("row 7: a position is beyond those that the row sees");
+    assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, fewer, NULL), WB_INVALID_ARGUMENT);
+    HAS_MESSAGE("row 7: fewer positions than its indexer chooses");
+    OK(wb_replay_indexer_store(r, 0, 0, 7, 1, all, NULL));
     wb_replay_close(r);
     fixture_close(&x.f);
 }
@@ -323,8 +347,11 @@ int main(int argc, char **argv) {
     seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_forced_rows),      cmocka_unit_test(test_a_step),
-        cmocka_unit_test(test_missing_rows),     cmocka_unit_test(test_what_is_refused),
+        cmocka_unit_test(test_forced_rows),
+        cmocka_unit_test(test_a_step),
+        cmocka_unit_test(test_missing_rows),
+        cmocka_unit_test(test_what_is_refused),
+        cmocka_unit_test(test_entries_that_are_complete),
         cmocka_unit_test(test_fidelity_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,7 +30,7 @@ wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t versi
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version) {
     const uint32_t start = s->entry.n_in_pool;
     /* Not what is taken over; nor where there are cells, which have no room for a second pass. */
-    const bool again = start < s->n_fed && start < end && s->cells.shape.columns == 0;
+    const bool again = start < s->n_fed && start < end && s->cells.columns == 0;
     const wb_fed_rows fed = __real_wb_sequence_feed(s, end, version);
     if (!is_planted("overwritten_rows") || !again) return fed;
     return (wb_fed_rows){start, end - start, s->rows + start * s->row_bytes};
@@ -57,7 +57,7 @@ void __wrap_wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column
 void __wrap_wb_cells_list(const wb_cells *cells, uint32_t token, uint32_t column, int32_t *list_out) {
     __real_wb_cells_list(cells, token, column, list_out);
     if (!is_planted("refed_lists")) return;
-    for (uint32_t j = 0; j < cells->shape.k && list_out[j] >= 0; j++) list_out[j] = (int32_t)j;
+    for (uint32_t j = 0; j < cells->model->indexer_k && list_out[j] >= 0; j++) list_out[j] = (int32_t)j;
 }
 
 /* What is taken over has all entries that there are as its choice, wherever it ends. */

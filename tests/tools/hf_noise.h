@@ -15,7 +15,7 @@
  * (hf_bounds.h), the same runs tell whether the model is such a one: two of them are off by a limit each, so
  * where they differ by more than NOISE_FACTOR of it, bf16 has none.
  *
- * Refuses: what is compared (hf_oracle.c). */
+ * Refuses: what is compared (hf_limits.h). */
 #ifndef HF_NOISE_H
 #define HF_NOISE_H
 

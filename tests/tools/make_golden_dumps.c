@@ -13,6 +13,7 @@
 #include "packed.h"
 #include "support/usage.h"
 #include "wb_hash.h"
+#include "wb_model.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -32,6 +33,7 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
     fixture_model f;
     fixture_model_init(&f, L, E, K);
     if (indexed) fixture_model_index(&f, 5);
+    if (strstr(path, "indexer_rate")) f.model.indexer_rate = 3;
     if (strstr(path, "layers")) fixture_model_vary(&f, 3);
     fixture_rng rng = {seed};
     fixture_record records[3];
@@ -53,6 +55,27 @@ static void good(const char *path, uint32_t L, uint32_t E, uint32_t K, uint64_t 
     if (strstr(path, "no_index")) fixture_write_file(path, bytes, size);
     free(bytes);
     for (uint32_t i = 0; i < 3; i++) fixture_record_free(&records[i]);
+}
+
+/* A dump of the model of the golden answers, as it was written before headers had a rate: what its indexers
+ * chose; and with `fewer` at the last position one entry less in the last layer. */
+static void without_rate(const char *path, bool fewer) {
+    uint32_t layers[WB_ROUTE_LISTS_MAX], vocab_size;
+    wb_route_model model;
+    fixture_record record;
+    fixture_rng rng = {23};
+    wb_dump_writer *w = NULL;
+    require(wb_routes_of_folder(WB_TEST_DATA "/import/indexed", layers, &model, &vocab_size));
+    fixture_record_init(&record, &model, &rng, "a", 5, 24, 0, 1, false);
+    fixture_record_index(&record, &model, &rng, 0);
+    const size_t last = (size_t)record.indexer.rows * wb_indexer_columns(&model) - 1;
+    if (fewer && record.ends[last] > record.ends[last - 1]) record.ends[last]--;
+    record.counts[last] -= fewer;
+    model.indexer_rate = 0;
+    require(wb_dump_create(path, &model, NULL, &w));
+    require(wb_dump_append(w, &record.record));
+    require(wb_dump_finish(w));
+    fixture_record_free(&record);
 }
 
 /* ---- steps -------------------------------------------------------------------------------------- */
@@ -152,6 +175,9 @@ typedef enum indexer_fault {
     INDEXER_SOURCES_SHORT,
     INDEXER_K_ZERO,
     INDEXER_KEY_TWICE,
+    INDEXER_RATE_TYPE,
+    INDEXER_RATE_COUNT,
+    INDEXER_RATE_BEYOND,
     INDEXER_OF_NO_MODEL,
     INDEXER_WITHOUT_DATA,
     INDEXER_VALID,
@@ -203,8 +229,9 @@ static const char *or_text(const char *text, const char *normal) {
 
 static void indexer_of_header(wb_pack *p, indexer_fault x) {
     for (int times = 0; times <= (x == INDEXER_KEY_TWICE); times++) {
+        const bool rate = x == INDEXER_RATE_TYPE || x == INDEXER_RATE_COUNT || x == INDEXER_RATE_BEYOND;
         wb_pack_text(p, "indexer");
-        wb_pack_map(p, 3);
+        wb_pack_map(p, 3u + rate);
         wb_pack_text(p, "layers");
         wb_pack_array(p, 2);
         wb_pack_uint(p, 0);
@@ -215,6 +242,9 @@ static void indexer_of_header(wb_pack *p, indexer_fault x) {
         wb_pack_array(p, x == INDEXER_SOURCES_SHORT ? 1 : 2);
         wb_pack_uint(p, x == INDEXER_SOURCE_AFTER ? 2 : 0);
         if (x != INDEXER_SOURCES_SHORT) wb_pack_uint(p, 2);
+        if (rate) wb_pack_text(p, "rate");
+        if (x == INDEXER_RATE_TYPE) wb_pack_text(p, "2");
+        if (x == INDEXER_RATE_COUNT || x == INDEXER_RATE_BEYOND) wb_pack_uint(p, 2);
     }
 }
 
@@ -403,6 +433,10 @@ static const uint8_t *indexer_cells(indexer_fault x, size_t *size_out) {
         return CELLS("\x05\x02\x01\x01\x07");
     case INDEXER_POSITION_BEYOND:
         return CELLS("\x05\x02\x02\x01\x05");
+    case INDEXER_RATE_COUNT:
+        return CELLS("\x03\x03\x03\x01");
+    case INDEXER_RATE_BEYOND:
+        return CELLS("\x03\x02\x01\x03\x03");
     case INDEXER_FRAME:
         return CELLS("no frame at all");
     case INDEXER_BOMB:
@@ -635,6 +669,9 @@ static const fault faults[] = {
     {.name = "bad_indexer_sources_short", .indexer = INDEXER_SOURCES_SHORT},
     {.name = "bad_indexer_k_zero", .indexer = INDEXER_K_ZERO},
     {.name = "bad_indexer_key_twice", .indexer = INDEXER_KEY_TWICE},
+    {.name = "bad_indexer_rate_type", .indexer = INDEXER_RATE_TYPE},
+    {.name = "bad_indexer_rate_count", .indexer = INDEXER_RATE_COUNT},
+    {.name = "bad_indexer_rate_beyond", .indexer = INDEXER_RATE_BEYOND},
     {.name = "bad_indexer_of_no_model", .indexer = INDEXER_OF_NO_MODEL},
     {.name = "bad_indexer_without_data", .indexer = INDEXER_WITHOUT_DATA},
     {.name = "bad_indexer_valid", .indexer = INDEXER_VALID},
@@ -679,7 +716,12 @@ int main(int argc, char **argv) {
     GOOD("good_sampling.wbr", 2, 8, 2, 17, 12, false, true, NULL);
     GOOD("good_indexer.wbr", 2, 8, 2, 19, 12, false, true, NULL);
     GOOD("good_indexer_zstd.wbr", 2, 8, 2, 20, 200, true, false, &zstd);
+    GOOD("good_indexer_rate.wbr", 2, 8, 2, 22, 40, true, false, NULL);
     GOOD("good_layers_top_k.wbr", 3, 12, 4, 21, 40, true, false, &packed);
+    snprintf(path, sizeof path, "%s/without_rate.wbr", argv[1]);
+    without_rate(path, false);
+    snprintf(path, sizeof path, "%s/without_rate_fewer.wbr", argv[1]);
+    without_rate(path, true);
     snprintf(path, sizeof path, "%s/versions", argv[1]);
     steps(path, true);
     snprintf(path, sizeof path, "%s/files", argv[1]);

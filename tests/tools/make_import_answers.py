@@ -21,13 +21,13 @@ import sys
 import msgpack
 import numpy as np
 
-# E experts, K choices, all hidden layers, those with experts; layers with an indexer and how much each chooses; the K of each
-# layer with experts, where they differ, which no config.json says
+# E experts, K choices, all hidden layers, those with experts; layers with an indexer, how much each chooses and how many tokens
+# make an entry; the K of each layer with experts, where they differ, which no config.json says
 MODELS = {
     "narrow": {"E": 8, "K": 2, "hidden": 4, "moe": [1, 2, 3]},
     "wide": {"E": 300, "K": 3, "hidden": 2, "moe": [0, 1]},
     "single": {"E": 8, "K": 1, "hidden": 3, "moe": [0, 1, 2]},
-    "indexed": {"E": 8, "K": 2, "hidden": 4, "moe": [0, 1, 2, 3], "indexer": {"layers": [1, 3], "k": 3}},
+    "indexed": {"E": 8, "K": 2, "hidden": 4, "moe": [0, 1, 2, 3], "indexer": {"layers": [1, 3], "k": 3, "rate": 4}},
     "differing": {"E": 8, "K": 3, "hidden": 4, "moe": [1, 2, 3], "layer_K": [3, 1, 2]},
 }
 OUT = sys.argv[1] if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else sys.exit(__doc__)
@@ -41,7 +41,7 @@ def config(m):
         sparse = m["indexer"]["layers"]
         return {
             "architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "head_dim": 8, "hidden_size": 16,
-            "compress_ratios": [4 if l in sparse else 0 for l in range(m["hidden"])], "index_topk": m["indexer"]["k"],
+            "compress_ratios": [m["indexer"]["rate"] if l in sparse else 0 for l in range(m["hidden"])], "index_topk": m["indexer"]["k"],
             "index_head_dim": 4, "index_n_heads": 2, "max_position_embeddings": 512, "moe_intermediate_size": 4,
             "n_routed_experts": m["E"], "n_shared_experts": 1, "num_attention_heads": 4, "num_experts_per_tok": m["K"],
             "num_hash_layers": 0, "num_hidden_layers": m["hidden"], "num_key_value_heads": 1, "o_groups": 2,
@@ -68,16 +68,16 @@ def request(model, prompt, new, rng=RNG):
     TRUTH.append({"model": model, "prompt_len": prompt, "tokens": tokens, "rows": rows,
                   "logprobs": [-rng.randrange(1, 800) / 128 for _ in range(new)], "masks": masks})
     if "indexer" in m:
-        # Up to k positions of what the token may look at, itself among it, ascending: [row][layer].
-        most = m["indexer"]["k"]
-        TRUTH[-1]["indexer"] = [[sorted(rng.sample(range(p + 1), rng.randint(0, min(most, p + 1)))) for _ in m["indexer"]["layers"]]
+        # k of the entries that are complete at the token, or all where they are fewer, ascending: [row][layer].
+        most, rate = m["indexer"]["k"], m["indexer"]["rate"]
+        TRUTH[-1]["indexer"] = [[sorted(rng.sample(range((p + 1) // rate), min(most, (p + 1) // rate))) for _ in m["indexer"]["layers"]]
                                 for p in range(n - 1)]
     return len(TRUTH) - 1
 
 
 A, B = request("narrow", 4, 3), request("narrow", 2, 5)
 W, S = request("wide", 3, 4), request("single", 6, 6)
-I, J, D = request("indexed", 4, 4, LATER), request("indexed", 2, 6, LATER), request("differing", 3, 5, LATER)
+I, J, D = request("indexed", 4, 20, LATER), request("indexed", 2, 20, LATER), request("differing", 3, 5, LATER)
 
 
 def prompt(i):
@@ -293,16 +293,24 @@ def make_indexers():
         bad("sglang", f"indexer_{what}", lines(sglang_indexed(I, topk, **more), sglang_indexed(J)), status, f"request sg-{I}: {message}",
             model="indexed", good_read=1)
     wrong("layers", "MISMATCH", "indexer_topk_num_layers: expected 4 hidden layers, 2 that use an indexer or 2 that have one, found 3", layers=3)
-    wrong("rows", "MISMATCH", "indexer_topk: expected integers of 7 rows, 2 layers", padded(indexed(I), after=1)[:, :, :1].reshape(-1)[:15])
-    wrong("wide", "MISMATCH", "indexer_topk: expected integers of 7 rows, 2 layers and up to 3 positions, found 56 elements",
+    wrong("rows", "MISMATCH", "indexer_topk: expected integers of 23 rows, 2 layers", padded(indexed(I), after=1)[:, :, :1].reshape(-1)[:47])
+    wrong("wide", "MISMATCH", "indexer_topk: expected integers of 23 rows, 2 layers and up to 3 positions, found 184 elements",
           np.repeat(indexed(I)[:, :, :1], 4, axis=2))
-    for what, value in (("future", 6), ("negative", -2), ("huge", 2**31 - 1)):
+    # Cell (position, layer 1 or 3): the token at position 10 sees entries 0 and 1, that at 17 four, and 0 .. 2 see none.
+    for what, position, layer, cell, message in (
+        ("negative", 10, 3, [0, 1, -2], "indexer_topk: position 10: expected -1..2147483647, found -2"),
+        ("twice", 10, 1, [1, 0, 1], "indexer_topk: position 10: 1 is chosen twice"),
+        ("future", 10, 3, [2, 0, -1], f"record sg-{I}: indexer: position 10, model layer 3: expected positions below 2, found 2"),
+        ("own_position", 10, 1, [10, 0, -1], f"record sg-{I}: indexer: position 10, model layer 1: expected positions below 2, found 10"),
+        ("huge", 17, 3, [0, 1, 2**31 - 1], f"record sg-{I}: indexer: position 17, model layer 3: expected positions below 4, found 2147483647"),
+        ("more", 10, 3, [0, 1, 2], f"record sg-{I}: indexer: position 10, model layer 3: expected a count of 2, found 3"),
+        ("before_any", 2, 1, [0, -1, -1], f"record sg-{I}: indexer: position 2, model layer 1: expected a count of 0, found 1"),
+        ("fewer", 17, 1, [0, 3, -1], f"record sg-{I}: indexer: position 17, model layer 1: expected a count of 3, found 2"),
+        ("missing_row", 17, None, [-1, -1, -1], f"record sg-{I}: indexer: position 17, model layer 1: expected a count of 3, found 0"),
+    ):
         one = indexed(I)
-        one[5, 1] = [value, -1, -1]
-        wrong(what, "INVALID_ARGUMENT", f"indexer_topk: position 5: expected -1..5, found {value}", one)
-    one = indexed(I)
-    one[4, 0] = [2, 3, 2]
-    wrong("twice", "INVALID_ARGUMENT", "indexer_topk: position 4: 2 is chosen twice", one)
+        one[position, slice(None) if layer is None else layer // 2] = cell
+        wrong(what, "INVALID_ARGUMENT", message, one)
     wrong("reals", "CORRUPT", "indexer_topk: lists: expected integers of 32 bits, found a number", (indexed(I) + 0.5).tolist())
     wrong("not_base64", "CORRUPT", "indexer_topk", "AA*A")
     wrong("odd_bytes", "CORRUPT", "indexer_topk", b64(indexed(I).tobytes()[:-1]))

@@ -42,7 +42,9 @@ template <class S> wb_status launch(wb_device *dev, single_call call, unsigned b
     cudaLaunchAttribute early = early_begin();
     config.gridDim = dim3(blocks), config.blockDim = dim3(S::THREADS), config.dynamicSmemBytes = bytes;
     config.stream = static_cast<cudaStream_t>(dev->stream);
-    config.attrs = &early, config.numAttrs = 1;
+    /* Before it waits, the kernel reads seq, pos, blocks and keys: the op before it may write them, but where
+     * the caller says one_a_sequence (wb_attention). */
+    config.attrs = &early, config.numAttrs = call.args.one_a_sequence ? 1 : 0;
     return wb_cuda_check(cudaLaunchKernelEx(&config, attend_singles<S>, call), op);
 }
 

@@ -212,7 +212,9 @@ sed 's/^  4/  0/' "$answers/indexed/config.json" >"$scratch/few/config.json"
 expect 0 "$waybill" convert --from sglang --model "$scratch/few" "$answers/good_sglang_indexer.jsonl" -o "$scratch/unindexed.wbr"
 err_has "waybill: what indexers chose in 2 requests is left out: by the config.json in $scratch/few the model has none"
 expect 1 "$waybill" convert --from sglang --model "$answers/indexed" "$answers/bad_sglang_indexer_future.jsonl" -o "$scratch/refused"
-err_has "indexer_topk: position 5: expected -1..5, found 6"
+err_has "bad_sglang_indexer_future.jsonl: line 1: request sg-4: record sg-4: indexer: position 10, model layer 3: expected positions below 2, found 2"
+expect 1 "$waybill" convert --from sglang --model "$answers/indexed" "$answers/bad_sglang_indexer_missing_row.jsonl" -o "$scratch/refused"
+err_has "request sg-4: record sg-4: indexer: position 17, model layer 1: expected a count of 3, found 0"
 
 expect 1 "$waybill" convert --to npz "$golden/bad_version_2.wbr" -o "$scratch/refused"
 [ ! -w /dev/full ] || { expect 1 "$waybill" convert --to npz "$run" -o /dev/full && err_has "/dev/full"; }

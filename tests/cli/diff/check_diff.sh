@@ -29,6 +29,14 @@ out_has '"first_token_difference":null,"first_difference":null'
 "$waybill" diff --json <(cat "$golden/good_u8.wbr") - <"$golden/good_u8.wbr" >"$scratch/out" 2>"$scratch/err"
 cmp -s "$scratch/wanted" "$scratch/out" || fault "a pipe and standard input: another answer"
 
+# ---- nothing in common: means of nothing are not zeros
+expect 0 "$waybill" split "$golden/good_u8.wbr" "$scratch/apart" --records 1
+apart=("$scratch"/apart/*.wbr)
+expect 0 "$waybill" diff "${apart[0]}" "${apart[1]}"
+out_has "overlap  - of A's choices are B's; rows of the same experts -, exact rows -"
+expect 0 "$waybill" diff --json "${apart[0]}" "${apart[1]}"
+out_has '"rows":0,"overlap":null,"same":null,"exact":null'
+
 # ---- what indexers chose
 expect 0 "$waybill" diff "$golden/good_indexer.wbr" "$golden/good_indexer.wbr"
 out_has "indexers  "
@@ -41,7 +49,7 @@ out_lacks indexers
 # ---- a dump of other tokens: nothing to compare, and no mean of nothing
 expect 0 "$waybill" diff --json "$golden/good_u8.wbr" "$golden/good_sampling.wbr"
 out_has '"records":{"both":3,"only_a":0,"only_b":0,"same_tokens":0}'
-out_has '"rows":0,"overlap":0,"same":0,"exact":0'
+out_has '"rows":0,"overlap":null,"same":null,"exact":null'
 out_has '"first_token_difference":{"rid":"golden-0","position":0,"a":'
 out_has '"positions":[],"versions":[]'
 

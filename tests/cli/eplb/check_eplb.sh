@@ -338,4 +338,8 @@ expect 0 waybill_eplb "${small[@]}" --algorithm balanced --save "$scratch/link.j
 [ -L "$scratch/link.json" ] || fault "--save has replaced a symbolic link"
 grep -q physical_to_logical_map "$scratch/target.json" || fault "--save has not followed a symbolic link"
 
+# Experts without weights take no slots, and are told of.
+expect 0 waybill_eplb "$golden/good_layers_top_k.wbr" --ranks 2 --slots 10 --algorithm balanced
+out_has "9 experts (and 3 without weights, which no slot holds)"
+
 finish "the placements are compared as they should be"

@@ -35,6 +35,7 @@ expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$golden/good_u8
 err_has "good_u8.wbr: model name: expected deepseek_v4, found test_moe"
 expect 1 "$waybill" verify --model "$scratch/nowhere" "$golden/good_u8.wbr"
 err_has "nowhere/config.json"
+out_has "FAILED: the model of --model: "
 
 # A quantized model whose weights the engine does not read, without a checkpoint: its rows are not verified.
 mkdir "$scratch/quantized"
@@ -46,6 +47,8 @@ npy=$({ printf '\x93NUMPY\x01\x00v\x00%-117s\n' "{'descr': '|u1', 'fortran_order
     printf '\1\2\3\4\5\6\7\0\2\1\4\3'; } | base64 -w 0)
 echo "${rows//$'\n'/}" | sed "s|NPY|$npy|" >"$scratch/answers.jsonl"
 expect 0 "$waybill" convert --from vllm --model "$scratch/quantized" "$scratch/answers.jsonl" -o "$scratch/hash.wbr"
+expect 0 "$waybill" inspect "$scratch/hash.wbr"
+out_has "hash         routed by a table of token ids: layers 0"
 expect 1 "$waybill" verify --model "$scratch/quantized" "$scratch/hash.wbr"
 err_has "$scratch/quantized"
 # Its tables are not quantized: they are compared where there is a checkpoint.
@@ -66,7 +69,29 @@ expect 0 "$waybill" convert --from vllm --model "$oracles/deepseek_v4_kinds" "$s
 expect 1 "$waybill" verify --model "$oracles/deepseek_v4_kinds" "$scratch/other.wbr"
 err_has "record a: position 0, MoE layer 0 (model layer 0), which is routed by a table: expected experts 2 6 for token 1, found 1 2"
 
+# A dump from before headers said how many tokens make an entry: what its indexers chose is held against the model, and
+# against a file beside it that says so.
+indexed=$2/tests/golden/import/indexed
+for dump in without_rate without_rate_fewer; do
+    expect 0 "$waybill" verify "$golden/$dump.wbr"
+done
+expect 0 "$waybill" verify --model "$indexed" "$golden/without_rate.wbr"
+expect 1 "$waybill" verify --model "$indexed" "$golden/without_rate_fewer.wbr"
+fewer="record a: indexer: position 22, model layer 3: expected a count of 3, found 2"
+err_has "$fewer"
+expect 0 "$waybill" convert --from sglang --model "$indexed" "$indexed/../good_sglang_indexer.jsonl" -o "$scratch/rate.wbr"
+expect 0 "$waybill" merge "$scratch/both.wbr" "$scratch/rate.wbr" "$golden/without_rate.wbr"
+expect 0 "$waybill" verify --model "$indexed" "$scratch/both.wbr"
+expect 1 "$waybill" merge "$scratch/both_fewer.wbr" "$scratch/rate.wbr" "$golden/without_rate_fewer.wbr"
+err_has "$fewer"
 mkdir "$scratch/directory"
+cp "$golden/without_rate_fewer.wbr" "$scratch/directory/part-0.wbr"
+cp "$scratch/rate.wbr" "$scratch/directory/part-1.wbr"
+expect 1 "$waybill" verify "$scratch/directory"
+err_has "part-0.wbr"
+err_has "$fewer"
+
+rm "$scratch/directory"/*
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
 expect 0 "$waybill" verify "$scratch/directory"
 cp "$golden/good_u8.wbr" "$scratch/directory/part-1.wbr"
