@@ -1,5 +1,6 @@
 /* model_copy_travel.c - see model_copy_travel.h. */
 #include "model_copy_travel.h"
+#include "packed_experts.h"
 #include "wb_memory.h"
 
 /* Elements of a slot that are rounded at a time lie in scratch of about this many. */
@@ -18,6 +19,7 @@ wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
     if (to->device->backend != from->device->backend)
         return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
                        to->device->name);
+    WB_TRY(wb_model_check_rows(from, "copy weights"));
     if (to->dtype == from->dtype || to->device->cast) return WB_OK;
     return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", to->device->name,
                    wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
