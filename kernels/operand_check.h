@@ -22,4 +22,10 @@ static inline wb_status operand_check_like(const char *op, const char *name, wb_
                    wb_dtype_name(like_dtype), like, wb_dtype_name(dtype));
 }
 
+/* For what reads a weight's rows as they lie. */
+static inline wb_status operand_check_rows(const char *op, bool packed) {
+    if (!packed) return WB_OK;
+    return wb_fail(WB_INVALID_ARGUMENT, "%s: w: expected its rows as they lie, found packed weights", op);
+}
+
 #endif

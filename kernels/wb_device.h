@@ -113,9 +113,13 @@ extern "C" {
     X(mailbox_receive)    \
     X(mailbox_return)     \
     X(mailbox_wait)
+
+/* Of a backend whose products read weights faster in an order of their own: the CPU. Who calls one looks
+ * whether it is there. */
+#define WB_LAYOUT_OPS(X) X(pack_weights)
 // clang-format on
 
-#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_MAILBOX_OPS(X)
+#define WB_OPS(X) WB_MEMORY_OPS(X) WB_COMPUTE_OPS(X) WB_MAILBOX_OPS(X) WB_LAYOUT_OPS(X)
 
 /* A backend that lacks an op leaves its pointer NULL.
  *

@@ -148,6 +148,9 @@ static inline wb_rows wb_rows_from(wb_rows rows, int64_t first) {
     return rows;
 }
 
+/* Rows of a group of packed weights, on every machine: packed weights are sent to other ranks as bytes. */
+enum { WB_PACKED_COLUMNS = 16 };
+
 /* A matrix of weights, [rows, cols] = [out, in] of a Linear layer; a vector has one column. */
 typedef struct wb_weight {
     /* device */
@@ -155,6 +158,8 @@ typedef struct wb_weight {
     /* f32 or bf16; of a vector f32 */
     wb_dtype dtype;
     int64_t rows, cols;
+    /* it lies as wb_pack_weights_fn leaves it; forward products alone read it so */
+    bool packed;
 } wb_weight;
 
 /* ---- memory -------------------------------------------------------------------------------------- */
@@ -217,7 +222,15 @@ typedef struct wb_matmul {
     wb_rows c;
     int64_t ldc;
     bool accumulate;
+    /* b is packed weights, of a forward: b_row is 1, b_col is K, a_col is 1, N % WB_PACKED_COLUMNS is 0 */
+    bool b_packed;
 } wb_matmul;
+
+/* `count` matrices like `w`, one after the other from w.data on, in place: rows in groups of
+ * WB_PACKED_COLUMNS, of which w.rows is a multiple, and in a group [cols][WB_PACKED_COLUMNS], so that a
+ * product reads address after address and turns nothing. The bits of a product do not depend on it.
+ * Optional: CUDA, whose products read rows as they lie, has no such op. */
+typedef wb_status wb_pack_weights_fn(wb_device *dev, int64_t count, wb_weight w);
 
 /* `count` independent products (a Linear layer is one, a layer of experts one for each expert). list: host
  * [count]. */
@@ -226,21 +239,21 @@ typedef wb_status wb_matmul_fn(wb_device *dev, int64_t count, const wb_matmul *l
 /* y[T,out] = x[T,in] w[out,in]^T : a Linear layer's forward. */
 static inline wb_matmul wb_matmul_forward(int64_t T, wb_rows x, wb_weight w, wb_rows y) {
     wb_rows b = {w.data, w.dtype};
-    wb_matmul m = {T, w.rows, w.cols, x, w.cols, 1, b, 1, w.cols, y, w.rows, false};
+    wb_matmul m = {T, w.rows, w.cols, x, w.cols, 1, b, 1, w.cols, y, w.rows, false, w.packed};
     return m;
 }
 
 /* dx[T,in] (+)= dy[T,out] w[out,in] : the gradient of its input. */
 static inline wb_matmul wb_matmul_dgrad(int64_t T, wb_rows dy, wb_weight w, wb_rows dx, bool accumulate) {
     wb_rows b = {w.data, w.dtype};
-    wb_matmul m = {T, w.cols, w.rows, dy, w.rows, 1, b, w.cols, 1, dx, w.cols, accumulate};
+    wb_matmul m = {T, w.cols, w.rows, dy, w.rows, 1, b, w.cols, 1, dx, w.cols, accumulate, w.packed};
     return m;
 }
 
 /* dw[out,in] += dy[T,out]^T x[T,in] : the gradient of its weight. */
 static inline wb_matmul wb_matmul_wgrad(int64_t T, int64_t in, int64_t out, wb_rows dy, wb_rows x,
                                         float *dw) {
-    wb_matmul m = {out, in, T, dy, 1, out, x, in, 1, wb_f32_rows(dw), in, true};
+    wb_matmul m = {out, in, T, dy, 1, out, x, in, 1, wb_f32_rows(dw), in, true, false};
     return m;
 }
 

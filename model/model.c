@@ -52,6 +52,7 @@ static wb_status declare_model(wb_model *m, const wb_config *config, const wb_mo
     m->config = *config;
     m->dtype = options->dtype;
     m->activations = options->activations;
+    m->inference_only = options->inference_only;
     WB_TRY(wb_model_describe_routes(m));
     WB_TRY(wb_expert_placement_open(m, options->placement));
     WB_TRY(wb_model_dispatch_open(m, options->dispatch));
@@ -192,10 +193,12 @@ void wb_model_close(wb_model *m) {
 }
 
 wb_status wb_model_check_peers(const wb_model *m, const void *source, size_t bytes) {
-    const int32_t sizes[3] = {(int32_t)m->dtype, (int32_t)m->activations, m->config.max_positions};
+    const int32_t sizes[] = {(int32_t)m->dtype, (int32_t)m->activations, m->config.max_positions,
+                             m->inference_only};
     WB_TRY(wb_comm_check_equal(m->comm, m->route_model.fingerprint, sizeof m->route_model.fingerprint,
                                "model fingerprint"));
-    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes, "model dtype, activations and max_positions"));
+    WB_TRY(wb_comm_check_equal(m->comm, sizes, sizeof sizes,
+                               "model dtype, activations and max_positions, and inference_only"));
     WB_TRY(wb_comm_check_equal(m->comm, source, bytes, "source of the weights"));
     return wb_placement_check_equal(m->placement, m->comm);
 }

@@ -3,6 +3,7 @@
 #include "collective.h"
 #include "hash_tables.h"
 #include "model_copy_travel.h"
+#include "packed_experts.h"
 
 /* ---- where an expert of this rank is --------------------------------------------------------- */
 
@@ -69,15 +70,18 @@ static wb_status copy_local(const wb_model *to, const wb_model *from) {
     return to->mtp ? copy_local(to->mtp, from->mtp) : WB_OK;
 }
 
-static wb_status copy_all(wb_model *to, const wb_model *from) {
+/* Rows as they lie come to every slot that has an expert, for each expert has a slot in `from`, here or on
+ * another rank; so that all slots can be packed then. What is packed of an empty one is nobody's. */
+static wb_status copy_all(wb_model *to, const wb_model *from, bool travels) {
     WB_TRY(copy_local(to, from));
-    return wb_model_copy_travel(to, from);
+    if (travels) WB_TRY(wb_model_copy_travel(to, from));
+    return wb_model_pack_experts(to);
 }
 
 wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
     WB_TRY(wb_model_check_copy(to, from));
-    if (!wb_model_copy_travels(to, from)) return copy_local(to, from);
+    if (!wb_model_copy_travels(to, from)) return copy_all(to, from, false);
     WB_TRY(wb_comm_agree(to->comm, wb_model_reserve_copy(to, from)));
-    WB_TRY(wb_collective_end(to, copy_all(to, from)));
+    WB_TRY(wb_collective_end(to, copy_all(to, from, true)));
     return wb_comm_agree(to->comm, WB_OK);
 }

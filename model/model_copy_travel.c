@@ -1,5 +1,6 @@
 /* model_copy_travel.c - see model_copy_travel.h. */
 #include "model_copy_travel.h"
+#include "packed_experts.h"
 #include "wb_memory.h"
 
 /* Elements of a slot that are rounded at a time lie in scratch of about this many. */
@@ -18,6 +19,7 @@ wb_status wb_model_check_copy(const wb_model *to, const wb_model *from) {
     if (to->device->backend != from->device->backend)
         return wb_fail(WB_MISMATCH, "copy weights: expected device %s, found %s", from->device->name,
                        to->device->name);
+    WB_TRY(wb_model_check_rows(from, "copy weights"));
     if (to->dtype == from->dtype || to->device->cast) return WB_OK;
     return wb_fail(WB_UNSUPPORTED, "copy weights: device %s cannot cast %s to %s", to->device->name,
                    wb_dtype_name(from->dtype), wb_dtype_name(to->dtype));
@@ -64,7 +66,7 @@ bool wb_model_copy_travels(const wb_model *to, const wb_model *from) {
     if (wb_model_check_copy(to, from) != WB_OK) return false;
     for (uint32_t l = 0; l < to->route_model.n_moe_layers; l++)
         if (layer_travels(to, from, l)) return true;
-    return false;
+    return to->mtp && wb_model_copy_travels(to->mtp, from->mtp);
 }
 
 /* ---- memory -------------------------------------------------------------------------------------- */
@@ -91,6 +93,10 @@ static int64_t scratch_elements(const wb_model *to, const wb_model *from) {
     return wb_model_local_slots(from) * part;
 }
 
+static size_t scratch_bytes(const wb_model *to, const wb_model *from) {
+    return (size_t)scratch_elements(to, from) * wb_dtype_size(to->dtype);
+}
+
 /* Each slot of `to` is received once at the most. What is taken depends on the numbers of slots alone and not
  * on the maps: what was reserved once is enough for every copy from the model. */
 wb_status wb_model_reserve_copy(wb_model *to, const wb_model *from) {
@@ -100,8 +106,9 @@ wb_status wb_model_reserve_copy(wb_model *to, const wb_model *from) {
     const int64_t elements = scratch_elements(to, from);
     WB_TRY(WB_GROW(to->copied.transfers, n, &to->copied.room, "copy of weights"));
     WB_TRY(wb_exchange_reserve(to->exchange, n));
-    if (elements == 0) return WB_OK;
-    return wb_reserve(&to->memory, &to->copy_scratch, elements, 1, wb_dtype_size(to->dtype));
+    if (elements > 0)
+        WB_TRY(wb_reserve(&to->memory, &to->copy_scratch, elements, 1, wb_dtype_size(to->dtype)));
+    return to->mtp ? wb_model_reserve_copy(to->mtp, from->mtp) : WB_OK;
 }
 
 wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options *to,
@@ -110,7 +117,7 @@ wb_status wb_model_measure_copy(const wb_config *config, const wb_model_options 
     wb_model *t = NULL, *f = NULL;
     wb_status status = wb_model_blank(config, to, n_ranks, rank, &t);
     if (status == WB_OK) status = wb_model_blank(config, from, n_ranks, rank, &f);
-    if (status == WB_OK) *bytes_out = (size_t)scratch_elements(t, f) * wb_dtype_size(t->dtype);
+    if (status == WB_OK) *bytes_out = scratch_bytes(t, f) + (t->mtp ? scratch_bytes(t->mtp, f->mtp) : 0);
     wb_model_close(f);
     wb_model_close(t);
     return status;
@@ -174,5 +181,5 @@ wb_status wb_model_copy_travel(wb_model *to, const wb_model *from) {
             WB_TRY(copy_part(&p));
         }
     }
-    return WB_OK;
+    return to->mtp ? wb_model_copy_travel(to->mtp, from->mtp) : WB_OK;
 }

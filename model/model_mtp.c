@@ -56,6 +56,7 @@ wb_status wb_mtp_build(wb_model *model, const wb_placement *placement) {
     mtp->rank = model->rank;
     mtp->dtype = model->dtype;
     mtp->activations = model->activations;
+    mtp->inference_only = model->inference_only;
     model->mtp = mtp;
     const wb_status status = build(mtp, placement ? wb_placement_topology(placement)->dead : NULL);
     return status == WB_OK ? status : wb_fail_context(status, "MTP layers");

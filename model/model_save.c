@@ -5,7 +5,7 @@
 #include "elements.h"
 #include "fused_save.h"
 #include "hash_tables.h"
-#include "model_weights.h"
+#include "packed_experts.h"
 #include "replica_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_json.h"
@@ -249,6 +249,7 @@ static wb_status write_shards(wb_model *m, bool as_opened, const char *dir, wb_n
 static wb_status save(wb_model *model, bool as_opened, const char *dir) {
     wb_comm *comm = model->comm;
     wb_new_file file = {.fd = -1};
+    WB_TRY(wb_model_check_rows(model, "save"));
     WB_TRY(wb_replicas_check(model));
     wb_status status;
     WB_GOTO(write_shards(model, as_opened, dir, &file), discard);

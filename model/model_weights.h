@@ -25,6 +25,7 @@ typedef struct wb_param {
     int64_t n;                     /* elements held here: rows * cols */
     int32_t moe_layer;             /* 0..L-1: whose slots these are; -1: no slots */
     int64_t slot_elements;         /* of one slot */
+    bool packed;                   /* each slot's matrix is, as pack_weights leaves it (packed_experts.h) */
     const struct wb_param *shared; /* of an MTP layer: the decoder's, whose memory it has; or NULL */
 } wb_param;
 
@@ -64,6 +65,7 @@ struct wb_model {
     int32_t n_ranks, rank;        /* of comm */
     wb_dtype dtype;               /* of matrices of weights */
     wb_dtype activations;         /* of activations and their gradients */
+    bool inference_only;          /* as wb_model_options has it */
     wb_workspace memory;          /* of everything below, but for what is of the source */
 
     wb_param *params; /* [n_params] */
@@ -137,7 +139,7 @@ static inline int32_t wb_model_rank_of(const wb_model *model, wb_physical_id slo
 
 static inline wb_weight wb_model_weight(const wb_model *model, int32_t param) {
     const wb_param *p = &model->params[param];
-    return (wb_weight){p->memory.data, p->dtype, p->rows, p->cols};
+    return (wb_weight){p->memory.data, p->dtype, p->rows, p->cols, p->packed};
 }
 
 /* A vector, which is always f32. */

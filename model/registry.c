@@ -1,6 +1,7 @@
 /* registry.c - see registry.h; and the tensors of a model for its users. Refuses: which tensors a layer has
  * (layers/), files. */
 #include "registry.h"
+#include "packed_experts.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -112,7 +113,8 @@ int32_t wb_registry_slots(wb_registry *registry, int32_t moe_layer, wb_dtype dty
                                                        .cols = cols,
                                                        .n = all_rows * cols,
                                                        .moe_layer = moe_layer,
-                                                       .slot_elements = rows * cols};
+                                                       .slot_elements = rows * cols,
+                                                       .packed = wb_model_packs(model, rows, cols)};
     return registry->n_params++;
 }
 

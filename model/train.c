@@ -6,6 +6,7 @@
 #include "layers/head.h"
 #include "needed_ops.h"
 #include "op_sizes.h"
+#include "packed_experts.h"
 #include "train_state.h"
 #include "wb_options.h"
 
@@ -59,6 +60,7 @@ static wb_status prepare_open(wb_model *model, const wb_train_options *o, wb_tra
     train->options = *o;
     train->forward_only = o->forward_only;
     train->memory.device = model->device;
+    WB_TRY(wb_model_check_rows(model, "training"));
     WB_TRY(wb_block_sizes(model, o->max_tokens, o->max_expert_rows, !o->forward_only, &train->sizes));
     WB_TRY(wb_block_open(model, &train->memory.host, &train->block));
     wb_train_keep_logits(train, 0);

@@ -26,7 +26,9 @@ wb_model_options sizes_rollout(const options *o, wb_device *device, wb_comm *com
     wb_dtype dtype = o->dtype;
     if (o->rollout_dtype != ROLLOUT_SAME) dtype = o->rollout_dtype == ROLLOUT_F32 ? WB_F32 : WB_BF16;
     const bool rounds = o->dtype == WB_BF16 && dtype == WB_BF16;
-    return sizes_model(device, comm, dtype, rounds ? WB_BF16 : WB_F32, placement);
+    wb_model_options model = sizes_model(device, comm, dtype, rounds ? WB_BF16 : WB_F32, placement);
+    model.inference_only = true;
+    return model;
 }
 
 wb_model_options sizes_rounded(wb_device *device, wb_comm *comm, const wb_placement *placement) {

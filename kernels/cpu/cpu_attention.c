@@ -62,7 +62,7 @@ static bool compute_thin_scores(const wb_attention *args, forward_block b) {
         next = j + size - (b.keys.first + j) % size; /* the next block of the pool */
         int64_t seen = max64(j, b.keys.begin), row = b.index[seen] - (seen - j);
         int64_t count = (min64(next, b.keys.end) - j + WB_LANES - 1) / WB_LANES * WB_LANES;
-        wb_weight keys = {(void *)(data + row * row_bytes), k.dtype, count, hd};
+        wb_weight keys = {(void *)(data + row * row_bytes), k.dtype, count, hd, false};
         wb_matmul m = wb_matmul_forward(b.rows, wb_f32_rows(b.q), keys, wb_f32_rows(b.scores + j));
         m.b_col = k.stride, m.ldc = b.ld;
         const char *after = next < b.keys.end ? data + b.index[next] * row_bytes : NULL;

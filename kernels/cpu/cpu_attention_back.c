@@ -71,7 +71,8 @@ static void backward_queries(const wb_attention *args, backward_run b, piece blo
     gather_queries(args, block, b.kv, 1.0f, vd, dout, b.dout);
     wb_rows q = wb_f32_rows(b.q), dout_rows = wb_f32_rows(b.dout);
     wb_rows probabilities = wb_f32_rows(b.p_rows), ds = wb_f32_rows(b.ds);
-    wb_weight k = {b.k + skipped * hd, WB_F32, keys, hd}, v = {b.v + skipped * vd, WB_F32, keys, vd};
+    wb_weight k = {b.k + skipped * hd, WB_F32, keys, hd, false},
+              v = {b.v + skipped * vd, WB_F32, keys, vd, false};
     wb_matmul scores = wb_matmul_forward(rows, q, k, probabilities);
     wb_matmul dp = wb_matmul_forward(rows, dout_rows, v, ds);
     WB_CPU(product)(&scores, b.product);

@@ -32,7 +32,7 @@ static void forward_query(const wb_entry_attention *args, int64_t t, wb_rows out
           *scores = sums + heads * hd;
     gather_list(args, t, keys, of_keys);
     gather_queries(raw, p, 0, raw->scale, hd, raw->q, q);
-    const wb_weight k = {of_keys, WB_F32, n, hd};
+    const wb_weight k = {of_keys, WB_F32, n, hd, false};
     const wb_matmul to_scores = wb_matmul_forward(heads, wb_f32_rows(q), k, wb_f32_rows(scores));
     const wb_matmul to_out = wb_matmul_dgrad(heads, wb_f32_rows(scores), k, wb_f32_rows(sums), false);
     WB_CPU(product)(&to_scores, scratch);

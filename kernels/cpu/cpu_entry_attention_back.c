@@ -99,7 +99,7 @@ static void backward_query(const backward_call *c, int64_t t, float *scratch) {
         memcpy(of_keys + i * hd, c->rows + row_of_key(args, t, keys, i) * hd, (size_t)hd * sizeof(float));
     gather_queries(raw, p, 0, raw->scale, hd, raw->q, q);
     gather_queries(raw, p, 0, 1.0f, hd, c->dout, d);
-    const wb_weight k = {of_keys, WB_F32, n, hd};
+    const wb_weight k = {of_keys, WB_F32, n, hd, false};
     const wb_matmul products[] = {wb_matmul_forward(heads, wb_f32_rows(q), k, wb_f32_rows(weights)),
                                   wb_matmul_forward(heads, wb_f32_rows(d), k, wb_f32_rows(ds))};
     WB_CPU(product)(&products[0], scratch);

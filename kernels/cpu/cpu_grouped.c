@@ -6,6 +6,7 @@
 #include "cpu/cpu_operands.h"
 #include "cpu/cpu_panel.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* The list of a call's products and its scratch, in the memory that an op's threads share. */
@@ -67,6 +68,10 @@ wb_status WB_CPU(grouped_matmul)(wb_device *dev, const wb_grouped *g, wb_rows x,
     WB_TRY(operand_check("grouped_matmul", "x", x.dtype));
     WB_TRY(operand_check_like("grouped_matmul", "y", y.dtype, "x", x.dtype));
     WB_TRY(operand_check("grouped_matmul", "w", g->w.dtype));
+    if (g->w.packed && out % WB_PACKED_COLUMNS != 0)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "grouped_matmul: packed w: expected a multiple of %d rows, found %" PRId64,
+                       WB_PACKED_COLUMNS, out);
     if (g->gather) WB_TRY(WB_CPU(gather_rows)(dev, n_rows(g), in, g->gather, x, g->gathered));
     WB_TRY(list_open(dev, g, &list));
     const wb_rows from = input(g, x);
@@ -88,6 +93,7 @@ wb_status WB_CPU(grouped_matmul_backward)(wb_device *dev, const wb_grouped *g, w
     WB_TRY(operand_check_like("grouped_matmul_backward", "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like("grouped_matmul_backward", "dx", dx.dtype, "x", x.dtype));
     WB_TRY(operand_check("grouped_matmul_backward", "w", g->w.dtype));
+    WB_TRY(operand_check_rows("grouped_matmul_backward", g->w.packed));
     WB_TRY(list_open(dev, g, &list));
     const wb_rows from = input(g, x);
     for (int32_t i = 0; i < g->n_groups; i++) {

@@ -27,7 +27,7 @@ static void order_entries(const wb_indexer *args, int64_t t, int64_t n, uint32_t
             const int64_t row = entry_row(blocks, args->block_size, args->keys.ratio, (int32_t)(begin + i));
             rows_load(args->keys.rows, row * args->keys.stride, dim, keys + i * dim);
         }
-        const wb_weight k = {keys, WB_F32, count, dim};
+        const wb_weight k = {keys, WB_F32, count, dim, false};
         const wb_matmul product = wb_matmul_forward(heads, wb_f32_rows(q), k, wb_f32_rows(products));
         WB_CPU(product)(&product, scratch);
         for (int64_t i = 0; i < count; i++) {

@@ -61,6 +61,10 @@ static void run_k_block(const wb_matmul *p, block at, int64_t k0, int64_t k, flo
 
 static void run_block(const wb_matmul *p, block at, float *scratch) {
     int64_t rows = at.m_end - at.m;
+    if (p->b_packed) {
+        WB_CPU(packed)(p, at.m, at.m_end, at.n, at.n_end);
+        return;
+    }
     if (p->b_row == 1 && rows > TILE_ROWS && rows <= SWAPPED_ROWS) {
         WB_CPU(swapped)(p, at.m, at.m_end, at.n, at.n_end, scratch);
         return;
@@ -150,6 +154,12 @@ static wb_status check(int64_t count, const wb_matmul *list) {
                            "matmul %" PRId64 ": strides: expected one of 1, found a %" PRId64 ", %" PRId64
                            " and b %" PRId64 ", %" PRId64,
                            i, p->a_row, p->a_col, p->b_row, p->b_col);
+        if (p->b_packed && (p->a_col != 1 || p->b_row != 1 || p->b_col != p->K || p->N % WB_PACKED_COLUMNS))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "matmul %" PRId64 ": packed b: expected a forward of a multiple of %d columns, "
+                           "found %" PRId64 " columns, strides a %" PRId64 ", %" PRId64 " and b %" PRId64
+                           ", %" PRId64,
+                           i, WB_PACKED_COLUMNS, p->N, p->a_row, p->a_col, p->b_row, p->b_col);
     }
     return WB_OK;
 }

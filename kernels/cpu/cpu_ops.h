@@ -32,6 +32,7 @@
 /* The CPU has every op, each of the type of its contract in wb_kernels.h. */
 #define WB_CPU_DECLARE(op) extern wb_##op##_fn WB_CPU(op);
 WB_COMPUTE_OPS(WB_CPU_DECLARE)
+WB_LAYOUT_OPS(WB_CPU_DECLARE)
 WB_CPU_DECLARE(reserve_scratch)
 #undef WB_CPU_DECLARE
 

@@ -2,8 +2,9 @@
  * B.
  *
  * Owns: packing B into panels of PANEL columns, [k][PANEL], widened to f32; the tiles, whose elements are
- * each one fma chain over ascending k; the thin products (cpu_thin.c), which read B where it lies; and one
- * product, and a list of them on all threads (cpu_matmul.c). Refuses: blocks of attention (cpu_attention.c).
+ * each one fma chain over ascending k; the thin products (cpu_thin.c), which read B where it lies; those with
+ * packed weights (cpu_packed.c); and one product, and a list of them on all threads (cpu_matmul.c). Refuses:
+ * blocks of attention (cpu_attention.c).
  */
 #ifndef WB_CPU_PANEL_H
 #define WB_CPU_PANEL_H
@@ -103,6 +104,10 @@ int64_t WB_CPU(thin_straight)(int64_t rows, matrix_rows b, int64_t k, int64_t be
  * up to SWAPPED_ROWS: more of them are faster in panels of B. scratch: PRODUCT_FLOATS. (cpu_swapped.c) */
 enum { SWAPPED_ROWS = 64 };
 void WB_CPU(swapped)(const wb_matmul *p, int64_t m, int64_t m_end, int64_t n, int64_t n_end, float *scratch);
+
+/* Rows [m, m_end) and columns [n, n_end), whole groups of them, of a product with a packed B.
+ * (cpu_packed.c) */
+void WB_CPU(packed)(const wb_matmul *p, int64_t m, int64_t m_end, int64_t n, int64_t n_end);
 
 /* One product on the calling thread. scratch: PRODUCT_FLOATS. (cpu_matmul.c) */
 void WB_CPU(product)(const wb_matmul *p, float *scratch);

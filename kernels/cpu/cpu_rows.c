@@ -27,6 +27,7 @@ wb_status WB_CPU(embed_forward)(wb_device *dev, int64_t T, const int32_t *tokens
     int64_t H = table.cols;
     operand list[] = {{.name = "y", .rows = y, .n = T * H, .use = WRITE}};
     WB_TRY(operand_check("embed_forward", "table", table.dtype));
+    WB_TRY(operand_check_rows("embed_forward", table.packed));
     WB_TRY(check_tokens(T, tokens, table.rows));
     WB_TRY(WB_CPU(operands_open)(dev, "embed_forward", list, 1));
     wb_rows from = {table.data, table.dtype};

@@ -1,5 +1,5 @@
-/* cpu_swapped.c - products of some tens of rows with a transposed B, a Linear layer's forward when several
- * tens of requests are decoded: A and B change places.
+/* cpu_swapped.c - products of some tens of rows with a transposed B that is not packed (cpu_packed.c), a
+ * Linear layer's forward when several tens of requests are decoded: A and B change places.
  *
  * Packing a panel of B pays where many rows of A share it. Here the rows of A are packed, which are fewer,
  * and those of B, the weights, are read once, where they lie. A tile is TILE_ROWS rows of B by a panel of

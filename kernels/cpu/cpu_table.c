@@ -5,6 +5,7 @@
 void WB_CPU(table)(wb_device *dev) {
 #define SET(op) dev->op = WB_CPU(op);
     WB_COMPUTE_OPS(SET)
+    WB_LAYOUT_OPS(SET)
     SET(reserve_scratch)
 #undef SET
 }

@@ -1,5 +1,6 @@
-/* cpu_thin.c - products of few rows, without packing: a transposed B is turned in registers on its way from
- * memory, so that no copy of it is made or kept. See cpu_panel.h. */
+/* cpu_thin.c - products of few rows with weights that are not packed (cpu_packed.c), dense ones and those of
+ * models for all uses, without packing them: a transposed B is turned in registers on its way from memory, so
+ * that no copy of it is made or kept. See cpu_panel.h. */
 #include "cpu/cpu_blocks.h"
 
 #if defined(__AVX2__) && defined(__FMA__)

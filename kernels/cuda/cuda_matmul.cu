@@ -98,6 +98,7 @@ wb_status check_product(const wb_matmul &p) {
     WB_TRY(operand_check("matmul", "a", p.a.dtype));
     WB_TRY(operand_check("matmul", "b", p.b.dtype));
     WB_TRY(operand_check("matmul", "c", p.c.dtype));
+    WB_TRY(operand_check_rows("matmul", p.b_packed));
     if ((p.a_row != 1 && p.a_col != 1) || (p.b_row != 1 && p.b_col != 1))
         return wb_fail(WB_INVALID_ARGUMENT, "matmul: strides: expected a 1 in each pair, found none");
     return WB_OK;
@@ -169,6 +170,7 @@ wb_status wb_cuda_grouped_matmul(wb_device *dev, const wb_grouped *g, wb_rows x,
     WB_TRY(operand_check("grouped_matmul", "x", x.dtype));
     WB_TRY(operand_check_like("grouped_matmul", "y", y.dtype, "x", x.dtype));
     WB_TRY(operand_check("grouped_matmul", "w", g->w.dtype));
+    WB_TRY(operand_check_rows("grouped_matmul", g->w.packed));
     if (!has_work(*g)) return WB_OK;
     WB_TRY(wb_cuda_use(dev, "grouped_matmul"));
     return multiply_forward(dev, "grouped_matmul", *g, x, y, act);
@@ -181,6 +183,7 @@ wb_status wb_cuda_grouped_matmul_backward(wb_device *dev, const wb_grouped *g, w
     WB_TRY(operand_check_like(op, "dy", dy.dtype, "x", x.dtype));
     WB_TRY(operand_check_like(op, "dx", dx.dtype, "x", x.dtype));
     WB_TRY(operand_check(op, "w", g->w.dtype));
+    WB_TRY(operand_check_rows(op, g->w.packed));
     if (!has_work(*g)) return clear_dw(dev, *g, dw);
     WB_TRY(wb_cuda_use(dev, op));
     WB_TRY(multiply_wgrad(dev, op, *g, x, dy, dw));

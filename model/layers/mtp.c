@@ -14,7 +14,7 @@ static wb_matmul half(const wb_model *mtp, int32_t eh_proj, int64_t first, int64
     const int64_t H = mtp->config.hidden_size;
     const wb_weight w = wb_model_weight(mtp, eh_proj);
     const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first);
-    wb_matmul product = wb_matmul_forward(T, input, (wb_weight){from.data, w.dtype, H, H}, x);
+    wb_matmul product = wb_matmul_forward(T, input, (wb_weight){from.data, w.dtype, H, H, false}, x);
     product.b_col = w.cols;
     product.accumulate = first > 0;
     return product;

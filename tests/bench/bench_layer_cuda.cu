@@ -51,7 +51,7 @@ struct layer {
     wb_grouped group_up() const {
         wb_grouped g = {};
         g.n_groups = static_cast<int32_t>(E), g.offsets = offsets, g.max_rows = rows;
-        g.w = {up.data, WB_BF16, 2 * F, H}, g.gather = row_token, g.gathered = gathered;
+        g.w = {up.data, WB_BF16, 2 * F, H, false}, g.gather = row_token, g.gathered = gathered;
         return g;
     }
     /* where no backward follows, gate and up are of no use */
@@ -63,7 +63,7 @@ struct layer {
     wb_grouped group_down() const {
         wb_grouped g = {};
         g.n_groups = static_cast<int32_t>(E), g.offsets = offsets, g.max_rows = rows;
-        g.w = {down.data, WB_BF16, H, F};
+        g.w = {down.data, WB_BF16, H, F, false};
         return g;
     }
     wb_moe_plan plan() const {
@@ -129,7 +129,7 @@ void show_bytes(const char *what, double ms, double bytes) {
 void time_dense() {
     const int64_t n = 8192;
     wb_rows a = random_rows(n * n, 1), b = random_rows(n * n, 1), c = random_rows(n * n, 1);
-    const wb_matmul m = wb_matmul_forward(n, a, {b.data, WB_BF16, n, n}, c);
+    const wb_matmul m = wb_matmul_forward(n, a, {b.data, WB_BF16, n, n, false}, c);
     const double flop = 2.0 * 8192 * 8192 * 8192;
     auto multiply = [&] { must(dev->matmul(dev, 1, &m), "matmul"); };
     const double burst = burst_ms(multiply), steady = steady_ms(multiply);
@@ -150,7 +150,7 @@ void time_layer(const layer &l) {
     topk.router = l.router, topk.T = l.T, topk.logits = l.logits, topk.ids = l.ids;
     float *logits = static_cast<float *>(memory(4 * l.T * l.E));
     const wb_matmul router =
-        wb_matmul_forward(l.T, l.x, {l.router_w.data, WB_BF16, l.E, l.H}, wb_f32_rows(logits));
+        wb_matmul_forward(l.T, l.x, {l.router_w.data, WB_BF16, l.E, l.H, false}, wb_f32_rows(logits));
     auto multiply = [&] { must(dev->matmul(dev, 1, &router), "router"); };
     auto select = [&] { must(dev->topk(dev, &topk), "topk"); };
     auto weigh = [&] {

@@ -13,7 +13,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-typedef enum kind { FORWARD, DGRAD, WGRAD } kind;
+/* PACKED: a forward whose weights are packed. */
+typedef enum kind { FORWARD, PACKED, DGRAD, WGRAD } kind;
 
 typedef struct shape {
     const char *what;
@@ -25,27 +26,36 @@ typedef struct shape {
 static const shape shapes[] = {
     {"prefill qkv, 1024 tokens", FORWARD, 1, 1024, 512, 1024, WB_F32},
     {"prefill experts gate_up", FORWARD, 32, 128, 512, 384, WB_F32},
+    {"prefill experts gate_up packed", PACKED, 32, 128, 512, 384, WB_F32},
     {"prefill experts down", FORWARD, 32, 128, 192, 512, WB_F32},
+    {"prefill experts down packed", PACKED, 32, 128, 192, 512, WB_F32},
     {"prefill experts gate_up bf16", FORWARD, 32, 128, 512, 384, WB_BF16},
     {"prefill lm_head, 1024 tokens", FORWARD, 1, 1024, 512, 8192, WB_F32},
     {"prefill router", FORWARD, 1, 1024, 512, 32, WB_F32},
     {"decode 1 lm_head", FORWARD, 1, 1, 512, 8192, WB_F32},
     {"decode 1 lm_head bf16", FORWARD, 1, 1, 512, 8192, WB_BF16},
     {"decode 1 experts gate_up", FORWARD, 4, 1, 512, 384, WB_F32},
+    {"decode 1 experts gate_up packed", PACKED, 4, 1, 512, 384, WB_F32},
     {"decode 1 experts gate_up bf16", FORWARD, 4, 1, 512, 384, WB_BF16},
     {"decode 1 experts down", FORWARD, 4, 1, 192, 512, WB_F32},
     {"decode 1 qkv", FORWARD, 1, 1, 512, 1024, WB_F32},
     {"decode 16 experts gate_up", FORWARD, 28, 2, 512, 384, WB_F32},
+    {"decode 16 experts gate_up packed", PACKED, 28, 2, 512, 384, WB_F32},
     {"decode 16 qkv", FORWARD, 1, 16, 512, 1024, WB_F32},
     {"decode 16 lm_head", FORWARD, 1, 16, 512, 8192, WB_F32},
     {"decode 16 experts down", FORWARD, 28, 2, 192, 512, WB_F32},
+    {"decode 16 experts down packed", PACKED, 28, 2, 192, 512, WB_F32},
     {"decode 64 experts gate_up", FORWARD, 32, 8, 512, 384, WB_F32},
+    {"decode 64 experts gate_up packed", PACKED, 32, 8, 512, 384, WB_F32},
     {"decode 64 experts gate_up bf16", FORWARD, 32, 8, 512, 384, WB_BF16},
+    {"decode 64 experts gate_up bf16 packed", PACKED, 32, 8, 512, 384, WB_BF16},
     {"decode 64 experts down", FORWARD, 32, 8, 192, 512, WB_F32},
+    {"decode 64 experts down packed", PACKED, 32, 8, 192, 512, WB_F32},
     {"decode 64 qkv", FORWARD, 1, 64, 512, 1024, WB_F32},
     {"16 rows an expert", FORWARD, 32, 16, 512, 384, WB_F32},
     {"24 rows an expert", FORWARD, 32, 24, 512, 384, WB_F32},
     {"36 rows an expert", FORWARD, 32, 36, 512, 384, WB_F32},
+    {"36 rows an expert packed", PACKED, 32, 36, 512, 384, WB_F32},
     {"decode 64 lm_head", FORWARD, 1, 64, 512, 8192, WB_F32},
     {"dgrad qkv, 1024 tokens", DGRAD, 1, 1024, 512, 1024, WB_F32},
     {"dgrad experts gate_up", DGRAD, 32, 128, 512, 384, WB_F32},
@@ -84,15 +94,17 @@ static void naive(const wb_matmul *p) {
 }
 
 static wb_weight matrix(void *data, wb_dtype dtype, int64_t rows, int64_t cols) {
-    return (wb_weight){data, dtype, rows, cols};
+    return (wb_weight){data, dtype, rows, cols, false};
 }
 
 static wb_matmul product(const shape *s, float *x, char *w, float *y, int64_t i) {
     char *wi = w + (size_t)(i * s->in * s->out) * wb_dtype_size(s->w_dtype);
     float *xi = x + i * s->T * s->in, *yi = y + i * s->T * s->out;
-    if (s->kind == FORWARD)
-        return wb_matmul_forward(s->T, wb_f32_rows(xi), matrix(wi, s->w_dtype, s->out, s->in),
-                                 wb_f32_rows(yi));
+    if (s->kind == FORWARD || s->kind == PACKED) {
+        wb_weight weight = matrix(wi, s->w_dtype, s->out, s->in);
+        weight.packed = s->kind == PACKED;
+        return wb_matmul_forward(s->T, wb_f32_rows(xi), weight, wb_f32_rows(yi));
+    }
     if (s->kind == DGRAD)
         return wb_matmul_dgrad(s->T, wb_f32_rows(yi), matrix(wi, s->w_dtype, s->out, s->in), wb_f32_rows(xi),
                                false);
@@ -125,7 +137,7 @@ static int bench(wb_device *dev, const shape *s, double budget_s) {
     naive(list);
     naive_s = now() - begin;
     double flops = 2.0 * (double)s->T * (double)s->in * (double)s->out;
-    printf("%-32s %7.1f GF/s (best %7.1f) %6.1f GB/s of weights %9.2f us, naive %5.2f GF/s\n", s->what,
+    printf("%-37s %7.1f GF/s (best %7.1f) %6.1f GB/s of weights %9.2f us, naive %5.2f GF/s\n", s->what,
            flops * (double)s->count / mean * 1e-9, flops * (double)s->count / best * 1e-9,
            (double)weight_bytes / mean * 1e-9, mean * 1e6, flops / naive_s * 1e-9);
     dev->mem_free(dev, x), dev->mem_free(dev, y), dev->mem_free(dev, w);

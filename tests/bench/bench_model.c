@@ -53,9 +53,10 @@ enum { KEEP_ONE, KEEP_HALF, KEEP_ALL, N_TRAINERS };
 typedef struct bench {
     wb_device *device;
     wb_comm *comm;
-    wb_model *models[2]; /* f32, bf16 */
-    wb_infer *infers[2];
-    wb_engine *engine; /* over the f32 model */
+    wb_model *models[2];   /* f32, bf16 */
+    wb_model *rollouts[2]; /* clones of them for inference only, as the rollout of a run has one */
+    wb_infer *infers[2];   /* over these */
+    wb_engine *engine;     /* over the f32 one */
     wb_train *trains[N_TRAINERS];
     void *ids; /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
 } bench;
@@ -220,16 +221,18 @@ static bench open_bench(int threads) {
         options.comm = b.comm;
         options.dtype = i == 0 ? WB_F32 : WB_BF16;
         must(wb_model_create(&config, 1, 0.02F, &options, &b.models[i]));
+        options.inference_only = true;
+        must(wb_model_clone(b.models[i], &options, &b.rollouts[i]));
         wb_infer_options infer = wb_infer_options_default();
         infer.n_blocks = PREFILL / infer.block_size;
         infer.max_tokens = PREFILL;
-        must(wb_infer_open(b.models[i], &infer, &b.infers[i]));
+        must(wb_infer_open(b.rollouts[i], &infer, &b.infers[i]));
     }
     wb_engine_options options = wb_engine_options_default();
     /* One step prefills all prompts. In several, requests of the first ones decode beside those of the last
      * ones, and end before them: what is timed is then a smaller batch. */
     options.max_batch_tokens = MAX_BATCH * CONTEXT;
-    must(wb_engine_open(b.models[0], &options, &b.engine));
+    must(wb_engine_open(b.rollouts[0], &options, &b.engine));
     for (int i = 0; i < N_TRAINERS; i++) open_trainer(&b, i);
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
@@ -241,6 +244,7 @@ static void close_bench(bench *b) {
     wb_engine_close(b->engine);
     for (int i = 0; i < 2; i++) {
         wb_infer_close(b->infers[i]);
+        wb_model_close(b->rollouts[i]);
         wb_model_close(b->models[i]);
     }
     wb_comm_close(b->comm);

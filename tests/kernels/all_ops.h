@@ -230,9 +230,9 @@ static inline void all_grouped(wb_device *dev, const wb_moe_plan *plan, int64_t 
     float *dup = random_floats(S * 2 * F * H, -1, 1), *ddown = random_floats(S * H * F, -1, 1),
           *dx = floats(n * H);
     const wb_rows none = {NULL, WB_F32};
-    wb_grouped first = {(int32_t)S,      plan->offsets,         n,     {up, WB_F32, 2 * F, H},
+    wb_grouped first = {(int32_t)S,      plan->offsets,         n,     {up, WB_F32, 2 * F, H, false},
                         plan->row_token, wb_f32_rows(gathered), false, false};
-    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F}, NULL, none, false, false};
+    wb_grouped second = {(int32_t)S, plan->offsets, n, {down, WB_F32, H, F, false}, NULL, none, false, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
     keep(o, gate_up, (size_t)(n * 2 * F) * sizeof(float), "grouped_matmul gate_up");

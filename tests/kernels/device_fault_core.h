@@ -153,7 +153,7 @@ static inline wb_status fault_plan(fault_test *f) {
 }
 
 static inline wb_status fault_embed(fault_test *f) {
-    const wb_weight table = {f->rows, WB_F32, FAULT_V, FAULT_H};
+    const wb_weight table = {f->rows, WB_F32, FAULT_V, FAULT_H, false};
     return f->dev->embed_forward(f->dev, FAULT_T, f->tokens, table,
                                  wb_f32_rows((float *)f->rows + FAULT_V * FAULT_H));
 }

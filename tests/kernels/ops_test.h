@@ -67,7 +67,7 @@ static inline float *copied(const float *x, int64_t count) {
 }
 
 static inline wb_weight matrix(const void *data, wb_dtype dtype, int64_t rows, int64_t cols) {
-    return (wb_weight){(void *)data, dtype, rows, cols};
+    return (wb_weight){(void *)data, dtype, rows, cols, false};
 }
 
 static inline wb_norm norm_of(const float *w, bool zero_centered) {

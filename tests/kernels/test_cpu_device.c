@@ -122,7 +122,7 @@ static void test_nothing_to_do(void **state) {
     assert_ok(dev->gate_backward(dev, &router, 0, x, NULL, view, x, x));
     int32_t offsets[3] = {5, 5, 5};
     const wb_moe_plan plan = {.top_k = 1, .n_experts = 2, .n_slots = 2, .ids = view, .offsets = offsets};
-    const wb_grouped grouped = {.n_groups = 2, .offsets = offsets, .w = {x, WB_F32, 2, 2}};
+    const wb_grouped grouped = {.n_groups = 2, .offsets = offsets, .w = {x, WB_F32, 2, 2, false}};
     assert_ok(dev->moe_plan(dev, &plan));
     assert_int_equal(offsets[0] + offsets[1] + offsets[2], 0);
     const wb_rows rows = wb_f32_rows(x);

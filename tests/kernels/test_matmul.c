@@ -85,6 +85,62 @@ static void check_list(wb_device *dev, int64_t count, const product *products) {
     }
 }
 
+/* Any number of rows, and columns that are a multiple of a group, with weights that were packed: the same
+ * chain; and packing is by the definition. */
+static product packed_product(wb_device *dev, int64_t M, int64_t N, int64_t K) {
+    product r = random_product(M, N, K);
+    wb_matmul *p = &r.p;
+    const int64_t size = (int64_t)wb_dtype_size(p->b.dtype);
+    p->a_row = K + 3 * rng_range(0, 1), p->a_col = 1;
+    p->b_row = 1, p->b_col = K;
+    free(r.a), free(r.expected);
+    p->a = wb_f32_rows(r.a = random_floats(M * p->a_row, -1.0f, 1.0f));
+    r.expected = copied(r.c, r.c_count);
+    chain(p, r.expected);
+    char *rows = (char *)copied((float *)r.b, (N * K * size + 3) / 4);
+    assert_ok(dev->pack_weights(dev, 1, matrix(r.b, p->b.dtype, N, K)));
+    p->b_packed = true;
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t k = 0; k < K; k++)
+            assert_memory_equal((char *)r.b + ((n / 16 * K + k) * 16 + n % 16) * size,
+                                rows + (n * K + k) * size, (size_t)size);
+    free(rows);
+    return r;
+}
+
+static void test_packed_weights(void **state) {
+    (void)state;
+    const char *isas[] = {"generic", "v3", "v4"};
+    const int64_t widths[] = {1, 7, 96, 257, 600}, most_rows[] = {40, 300};
+    for (int isa = 0; isa < 3; isa++) {
+        wb_device *dev[2] = {NULL, NULL};
+        if (wb_cpu_open_isa(isas[isa], 1, &dev[0]) != WB_OK) continue;
+        assert_ok(wb_cpu_open_isa(isas[isa], 3, &dev[1]));
+        for (int64_t m = 1; m <= most_rows[0] + 2; m++) {
+            const int64_t rows = m <= most_rows[0] ? m : rng_range(most_rows[0], most_rows[1]);
+            product p = packed_product(dev[m % 2], rows, 16 * rng_range(1, 9), widths[rng_range(0, 4)]);
+            for (int i = 0; i < 2; i++) check_list(dev[i], 1, &p);
+            free(p.a), free(p.b), free(p.c), free(p.expected);
+        }
+        for (int i = 0; i < 2; i++) wb_device_close(dev[i]);
+    }
+}
+
+/* Several matrices at once, and none. */
+static void test_packing_is_of_each_matrix(void **state) {
+    (void)state;
+    enum { COUNT = 3, ROWS = 48, COLS = 35 };
+    wb_device *dev = open_cpu(3);
+    float *all = random_floats(COUNT * ROWS * COLS, -1, 1), *one = copied(all, COUNT * ROWS * COLS);
+    assert_ok(dev->pack_weights(dev, COUNT, matrix(all, WB_F32, ROWS, COLS)));
+    for (int i = 0; i < COUNT; i++)
+        assert_ok(dev->pack_weights(dev, 1, matrix(one + i * ROWS * COLS, WB_F32, ROWS, COLS)));
+    assert_memory_equal(all, one, COUNT * ROWS * COLS * sizeof *all);
+    assert_ok(dev->pack_weights(dev, 0, matrix(NULL, WB_F32, ROWS, COLS)));
+    free(all), free(one);
+    wb_device_close(dev);
+}
+
 static void run_lists(const char *isa, int rounds, int64_t max_m, int64_t max_n, int64_t max_k) {
     const int threads[] = {1, 2, 3, 5};
     wb_device *dev[4];
@@ -171,6 +227,18 @@ static void test_refusals(void **state) {
     m = wb_matmul_forward(2, wb_f32_rows(a), matrix(a, WB_F32, 2, 2), wb_f32_rows(c));
     m.a_col = 2;
     assert_int_equal(dev->matmul(dev, 1, &m), WB_INVALID_ARGUMENT);
+    float w[64] = {0};
+    wb_weight packed = matrix(w, WB_F32, 16, 2);
+    packed.packed = true;
+    m = wb_matmul_dgrad(0, wb_f32_rows(a), packed, wb_f32_rows(c), false);
+    assert_int_equal(dev->matmul(dev, 1, &m), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->pack_weights(dev, 1, packed), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->pack_weights(dev, 1, matrix(w, WB_F32, 15, 2)), WB_INVALID_ARGUMENT);
+    assert_int_equal(dev->embed_forward(dev, 1, (const int32_t[]){0}, packed, wb_f32_rows(c)),
+                     WB_INVALID_ARGUMENT);
+    packed.rows = 8;
+    m = wb_matmul_forward(1, wb_f32_rows(a), packed, wb_f32_rows(c));
+    assert_int_equal(dev->matmul(dev, 1, &m), WB_INVALID_ARGUMENT);
     for (int i = 0; i < 4; i++) assert_true(c[i] == 7.0f);
     assert_int_equal(dev->matmul(dev, 0, NULL), WB_OK);
     wb_device_close(dev);
@@ -180,6 +248,8 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_small_shapes),
         cmocka_unit_test(test_blocks_and_threads),
+        cmocka_unit_test(test_packed_weights),
+        cmocka_unit_test(test_packing_is_of_each_matrix),
         cmocka_unit_test(test_forward_dgrad_wgrad_are_what_they_say),
         cmocka_unit_test(test_refusals),
     };

@@ -174,7 +174,8 @@ static void assert_same_floats(const float *a, const float *b, int64_t n, const 
 }
 
 static wb_weight slot_weight(const wb_weight *all, int32_t s) {
-    return (wb_weight){(float *)all->data + s * all->rows * all->cols, all->dtype, all->rows, all->cols};
+    return (wb_weight){(float *)all->data + s * all->rows * all->cols, all->dtype, all->rows, all->cols,
+                       false};
 }
 
 /* [gate | up] and down of each slot of a plan against one product a slot. */
@@ -193,9 +194,9 @@ static void test_grouped_matmul(void **state) {
     float *dup = random_floats(SLOTS * 2 * F * H, -1, 1), *ddown = random_floats(SLOTS * H * F, -1, 1);
     float *dx = floats(N * H), *dup2 = copied(dup, SLOTS * 2 * F * H), *ddown2 = copied(ddown, SLOTS * H * F);
     const wb_rows none = {NULL, WB_F32};
-    const wb_grouped first = {SLOTS, l.offsets, N, {up, WB_F32, 2 * F, H}, l.row_token, wb_f32_rows(gathered),
-                              false, false};
-    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F}, NULL, none, false, false};
+    const wb_grouped first = {
+        SLOTS, l.offsets, N, {up, WB_F32, 2 * F, H, false}, l.row_token, wb_f32_rows(gathered), false, false};
+    const wb_grouped second = {SLOTS, l.offsets, N, {down, WB_F32, H, F, false}, NULL, none, false, false};
     assert_ok(dev->grouped_matmul(dev, &first, wb_f32_rows(x), wb_f32_rows(gate_up), wb_f32_rows(act)));
     assert_ok(dev->grouped_matmul(dev, &second, wb_f32_rows(act), wb_f32_rows(y), none));
 
@@ -256,7 +257,7 @@ static void test_overwritten_gradients(void **state) {
     assert_ok(dev->moe_plan(dev, &l.plan));
     float *x = random_floats(N * H, -1, 1), *w = random_floats(n, -1, 1), *dy = random_floats(N * F, -1, 1);
     float *dx = floats(N * H), *added = floats(n), *written = floats(n);
-    wb_grouped g = {.n_groups = SLOTS, .offsets = l.offsets, .max_rows = N, .w = {w, WB_F32, F, H}};
+    wb_grouped g = {.n_groups = SLOTS, .offsets = l.offsets, .max_rows = N, .w = {w, WB_F32, F, H, false}};
     int32_t empty = 0;
     for (int32_t s = 0; s < SLOTS; s++) empty += l.offsets[s] == l.offsets[s + 1];
     assert_true(empty > 0);

@@ -145,6 +145,7 @@ static inline void expect_weights(const wb_model *m, const wb_model *whole) {
         EXPECT(first.data == replica.data && first.rank == replica.rank);
         EXPECT(first.slot.slot == replica.slot.slot && first.offset == replica.offset);
     }
+    if (m->mtp) expect_weights(m->mtp, whole->mtp);
 }
 
 /* Reads the seed of argument 1, or takes one, and prints it. */

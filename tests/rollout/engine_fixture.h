@@ -126,7 +126,7 @@ typedef struct rig {
 
 /* comm NULL: a communicator of its own with one rank. The device becomes the rig's. */
 static inline rig rig_open_with(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
-                                wb_dtype dtype, wb_dtype activations) {
+                                wb_dtype dtype, wb_dtype activations, bool inference_only) {
     rig r = {device, NULL, NULL};
     if (!comm) must(wb_comm_open_self(&r.own_comm), "comm");
     wb_model_options options = wb_model_options_default();
@@ -134,13 +134,14 @@ static inline rig rig_open_with(const wb_config *config, uint64_t seed, wb_devic
     options.comm = comm ? comm : r.own_comm;
     options.dtype = dtype;
     options.activations = activations;
+    options.inference_only = inference_only;
     must(wb_model_create(config, seed, 0.4f, &options, &r.model), "model");
     return r;
 }
 
 static inline rig rig_open_on(const wb_config *config, uint64_t seed, wb_device *device, wb_comm *comm,
                               wb_dtype dtype) {
-    return rig_open_with(config, seed, device, comm, dtype, WB_F32);
+    return rig_open_with(config, seed, device, comm, dtype, WB_F32, false);
 }
 
 static inline rig rig_open_as(const wb_config *config, uint64_t seed, int threads, wb_comm *comm,

@@ -95,12 +95,14 @@ static inline wb_config config_of(const mover *m) {
     return m->config.n_layers > 0 ? m->config : moving_config();
 }
 
-static inline wb_model *moving_model(mover *m, uint64_t seed, const wb_placement *placement) {
+static inline wb_model *moving_model(mover *m, uint64_t seed, const wb_placement *placement,
+                                     bool inference_only) {
     const wb_config config = config_of(m);
     wb_model_options options = wb_model_options_default();
     options.device = m->device;
     options.comm = m->comm;
     options.placement = placement;
+    options.inference_only = inference_only;
     options.dispatch = m->seed % 2 == 0 ? WB_DISPATCH_STATIC : WB_DISPATCH_DYNAMIC;
     wb_model *model;
     must(wb_model_create(&config, seed, 0.4f, &options, &model), "model");
@@ -113,7 +115,7 @@ static void *run_mover(void *arg) {
     must(wb_device_open_cpu(1, &m->device), "device");
     if (m->shares) mailbox_ops_give(m->device);
     wb_placement *placement = uneven_placement(&d, wb_comm_size(m->comm), N_LAYERS, m->dead);
-    m->model = moving_model(m, 5, placement);
+    m->model = moving_model(m, 5, placement, m->seed / 2 % 2 == 0);
     const wb_expert_store store = wb_model_expert_store(m->model);
     must(wb_rebalance_open(&store, &m->options, &m->manager), "manager");
     wb_engine_options options = wb_engine_options_default();

@@ -30,6 +30,7 @@ typedef struct schedule {
     uint64_t seed; /* of the weights too */
     wb_config config;
     wb_dtype dtype, activations; /* of the engine's model */
+    bool inference_only;         /* likewise */
     bool cuda;                   /* where it runs: on a GPU, or on the CPU */
     int n_ranks;
     ask asks[MAX_ASKS];
@@ -194,6 +195,7 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool
     if (pick(&d, 0, 2) == 0) s->config.vocab_size = (int32_t)pick(&d, 3, 7);
     s->dtype = pick(&d, 0, 1) == 0 ? WB_F32 : WB_BF16;
     s->activations = s->seed / 2 % 2 == 0 ? s->dtype : WB_F32;
+    s->inference_only = s->seed % 3 == 0;
     s->n_ranks = (int)pick(&d, 1, (uint32_t)max_ranks);
     schedule_make_asks(s, &d);
     schedule_make_options(s, &d);
@@ -209,12 +211,12 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool
 
 static inline void schedule_print(const schedule *s) {
     static const char *const names[] = {"submit", "abort", "weights", "pause"};
-    printf("  %s, activations %s, %s, %d layers, %d of %d experts, %d ranks, %" PRId32
+    printf("  %s, activations %s, for inference only %d, %s, %d layers, %d of %d experts, %d ranks, %" PRId32
            " tokens a step, of prefills %" PRId32 ", keys recomputed %d, requests lent %d\n",
-           wb_dtype_name(s->dtype), wb_dtype_name(s->activations), family_names[s->config.family],
-           s->config.n_layers, s->config.router.top_k, s->config.router.n_experts, s->n_ranks,
-           s->options[0].max_batch_tokens, s->options[0].max_prefill_tokens, s->options[0].recompute_keys,
-           s->options[0].lend_requests);
+           wb_dtype_name(s->dtype), wb_dtype_name(s->activations), s->inference_only,
+           family_names[s->config.family], s->config.n_layers, s->config.router.top_k,
+           s->config.router.n_experts, s->n_ranks, s->options[0].max_batch_tokens,
+           s->options[0].max_prefill_tokens, s->options[0].recompute_keys, s->options[0].lend_requests);
     for (int r = 0; r < s->n_ranks; r++)
         printf("  rank %d: %" PRId32 " blocks of %" PRId32 ", %" PRId32
                " running at most, prefix cache %d, %" PRId32 " drafts, %" PRId32 " snapshots, limits %" PRIu64

@@ -40,23 +40,24 @@ static inline void schedule_fail(outcome *out, int rank, const char *rid, const 
 
 /* A model of the schedule, on a device of its own; on a GPU, that of the rank. comm NULL: of one rank. */
 static inline rig schedule_rig(const schedule *s, uint64_t seed, wb_comm *comm, wb_dtype dtype,
-                               wb_dtype activations) {
+                               wb_dtype activations, bool inference_only) {
     wb_device *device = NULL;
     if (s->cuda)
         must(wb_device_open_cuda(comm ? wb_comm_rank(comm) : 0, NULL, &device), "GPU");
     else
         must(wb_device_open_cpu(1, &device), "device");
-    return rig_open_with(&s->config, seed, device, comm, dtype, activations);
+    return rig_open_with(&s->config, seed, device, comm, dtype, activations, inference_only);
 }
 
-/* The engine's, whose weights are set before anything is asked. */
+/* The engine's, whose weights are set before anything is asked. comm NULL: of the engine that is asked
+ * everything again, whose experts lie as they were loaded. */
 static inline rig schedule_rig_own(const schedule *s, wb_comm *comm) {
-    return schedule_rig(s, s->seed, comm, s->dtype, s->activations);
+    return schedule_rig(s, s->seed, comm, s->dtype, s->activations, comm && s->inference_only);
 }
 
 /* The trainer's of a version. */
 static inline rig schedule_rig_of_version(const schedule *s, uint64_t version, wb_comm *comm) {
-    return schedule_rig(s, schedule_weights_seed(s, version), comm, WB_F32, WB_F32);
+    return schedule_rig(s, schedule_weights_seed(s, version), comm, WB_F32, WB_F32, false);
 }
 
 static inline bool version_used(const schedule *s, uint32_t version) {

@@ -73,7 +73,7 @@ static void test_rule_26_results_do_not_depend_on_what_is_put(void **state) {
 static void play_new_weights(mover *m) {
     answer_as_alone(m, 5, 0, 10);
     wb_placement *everywhere = full_placement(wb_comm_size(m->comm), N_LAYERS);
-    wb_model *other = moving_model(m, 6, everywhere);
+    wb_model *other = moving_model(m, 6, everywhere, false);
     must(wb_engine_set_weights(m->engine, other, 1), "weights");
     answer_as_alone(m, 6, 10, 10);
     wb_model_close(other);

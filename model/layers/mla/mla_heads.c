@@ -8,7 +8,7 @@
 
 static wb_weight weight_rows(wb_weight w, int64_t first, int64_t n) {
     const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first * w.cols);
-    return (wb_weight){from.data, w.dtype, n, w.cols};
+    return (wb_weight){from.data, w.dtype, n, w.cols, false};
 }
 
 wb_weight wb_mla_c_weight(const wb_mla *m, const wb_mla_weights *w) {

@@ -1,0 +1,21 @@
+/* packed_experts.h - the weights of experts in the order in which the device's products read them, in models
+ * for inference only (wb_model_options.inference_only).
+ *
+ * All matrices of a storage's slots are packed, or none: experts move between slots, and between ranks, as
+ * bytes. Whoever writes rows as they lie writes all slots that have an expert and then packs. */
+#ifndef WB_PACKED_EXPERTS_H
+#define WB_PACKED_EXPERTS_H
+
+#include "model_weights.h"
+
+/* Whether slots of matrices [rows, cols] are packed in this model. */
+bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols);
+
+/* Packs the slots of this rank, which hold rows as they lie, those of MTP layers too; nothing where none are
+ * to be packed. Not collective. */
+wb_status wb_model_pack_experts(wb_model *model);
+
+/* UNSUPPORTED for a model whose weights `who`, which reads rows as they lie, is not to read. */
+wb_status wb_model_check_rows(const wb_model *model, const char *who);
+
+#endif
