@@ -94,7 +94,7 @@ static const char *const form_names[] = {"forward", "dgrad", "wgrad"};
 
 static wb_matmul product_of(int form, int64_t M, int64_t N, int64_t K, wb_rows a, wb_rows b, wb_rows c,
                             bool accumulate) {
-    wb_matmul p = {M, N, K, a, K, 1, b, 1, K, c, N, accumulate};
+    wb_matmul p = {M, N, K, a, K, 1, b, 1, K, c, N, accumulate, false};
     if (form != FORWARD) p.b_row = N, p.b_col = 1;
     if (form == WGRAD) p.a_row = 1, p.a_col = M;
     return p;

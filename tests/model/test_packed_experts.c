@@ -1,7 +1,7 @@
 /* test_packed_experts.c - a model for inference only, whose experts the device keeps in the order in which
- * its products read them: what it holds is the weights of a model for all uses, packed, in every slot of every
- * placement, after a load, a creation, a clone and a copy; its logits and routes are the same bits; and what
- * reads rows as they lie refuses it. Argument 1 sets the seed. */
+ * its products read them: what it holds is the weights of a model for all uses, packed, in every slot of
+ * every placement, after a load, a creation, a clone and a copy; its logits and routes are the same bits; and
+ * what reads rows as they lie refuses it. Argument 1 sets the seed. */
 #include "packed_experts.h"
 #include "placed_model.h"
 
