@@ -130,6 +130,13 @@ static inline const char *check_request(lone_engine *lone, ask *a, const feed_lo
     return repeat_record(&lone->repeater, log, &found->record);
 }
 
+/* Whether the schedule aborts request n: what ends so without it has ended for another one. */
+static inline bool is_to_abort(const schedule *s, uint32_t n) {
+    for (uint32_t i = 0; i < s->n_events; i++)
+        if (s->events[i].kind == EVENT_ABORT && s->events[i].number == n) return true;
+    return false;
+}
+
 /* Adds what is wrong to the outcome's failures. */
 static inline void schedule_check(schedule *s, outcome *out) {
     lone_engine lone;
@@ -139,6 +146,8 @@ static inline void schedule_check(schedule *s, outcome *out) {
         if (s->events[i].kind != EVENT_SUBMIT) continue;
         const char *what = "was lost";
         if (out->done[n]) what = check_request(&lone, &s->asks[n], &out->logs[n], out->done[n]);
+        if (out->done[n] && out->done[n]->record.finish == WB_FINISH_ABORT && !is_to_abort(s, n))
+            what = "was aborted, which nobody asked for";
         if (what) schedule_fail(out, (int)s->rank[n], s->asks[n].rid, what);
     }
     lone_close(&lone);
