@@ -1,6 +1,6 @@
 /* test_lending.c - requests that wait on one rank and run on another: who takes which, that they are polled
- * at home as they are alone, aborts, pools that are too small, and memory that is refused on the way. Ranks
- * are threads; a hang ends the test by its alarm. */
+ * at home as they are alone, their place in the line, aborts, pools that are too small, and memory that is
+ * refused on the way. Ranks are threads; a hang ends the test by its alarm. */
 #include "engine.h"
 #include "engine_rig.h"
 #include "support/alloc_fail.h"
@@ -22,7 +22,7 @@ typedef struct rank {
     bool busy;
     wb_status status; /* of the latest step */
     uint64_t steps;
-    uint32_t n_done;
+    uint32_t n_asks, n_done; /* submitted here, polled here */
 } rank;
 
 static int number(const rank *r) {
@@ -75,16 +75,21 @@ static void open_engine(rank *r) {
     must(wb_engine_open(r->rig.model, &r->options, &r->engine), "engine");
 }
 
+/* The rank's next request: r0, then r1. */
+static void submit(rank *r, uint32_t max_tokens, int32_t priority, uint32_t expected_tokens) {
+    const uint32_t i = r->n_asks++;
+    char rid[8];
+    snprintf(rid, sizeof rid, "r%" PRIu32, i);
+    r->asks[i] = ask_fixed(rid, 3 + i, max_tokens);
+    r->asks[i].request.priority = priority;
+    r->asks[i].request.expected_tokens = expected_tokens;
+    r->asks[i].request.seed = i;
+    must(wb_engine_submit(r->engine, ask_request(&r->asks[i])), "submit");
+}
+
 /* All requests on rank 0, where one runs at a time. */
 static void submit_all(rank *r) {
-    for (uint32_t i = 0; i < N_ASKS && number(r) == 0; i++) {
-        char rid[8];
-        snprintf(rid, sizeof rid, "r%" PRIu32, i);
-        r->asks[i] = ask_fixed(rid, 3 + i, 4 + 3 * i);
-        r->asks[i].request.expected_tokens = 4 + 3 * i;
-        r->asks[i].request.seed = i;
-        must(wb_engine_submit(r->engine, ask_request(&r->asks[i])), "submit");
-    }
+    for (uint32_t i = 0; i < N_ASKS && number(r) == 0; i++) submit(r, 4 + 3 * i, 0, 4 + 3 * i);
 }
 
 static void check_done(rank *r) {
@@ -105,6 +110,15 @@ static void step_rank(rank *r) {
     r->steps++;
 }
 
+/* The next completion of this rank is r<i>, aborted; the caller's. */
+static wb_completion *poll_aborted(rank *r, uint32_t i) {
+    wb_completion *c = wb_engine_poll(r->engine);
+    expect(r, c && strcmp(c->record.rid, r->asks[i].rid) == 0 && c->record.finish == WB_FINISH_ABORT,
+           "the request that its home aborted");
+    r->n_done++;
+    return c;
+}
+
 static void run(rank *r) {
     do {
         step_rank(r);
@@ -112,7 +126,7 @@ static void run(rank *r) {
     } while (r->busy);
     check_done(r);
     const wb_engine_stats stats = wb_engine_get_stats(r->engine);
-    expect(r, r->n_done == (number(r) == 0 ? N_ASKS : 0), "all requests at home");
+    expect(r, r->n_done == r->n_asks, "all requests at home");
     expect(r, stats.away == 0 && stats.guests == 0 && stats.unfinished_tokens == 0, "none away at the end");
 }
 
@@ -136,13 +150,10 @@ static void takes_the_longest_first(rank *r) {
     }
     for (int i = 0; i < 3; i++) step_rank(r);
     if (number(r) == 0) {
-        wb_completion *c = wb_engine_poll(r->engine);
-        expect(r, c && strcmp(c->record.rid, "r4") == 0 && c->record.finish == WB_FINISH_ABORT,
-               "the longest of those that are away, aborted");
+        wb_completion *c = poll_aborted(r, 4);
         expect(r, c->record.n_tokens > c->record.prompt_len, "with what there was");
         expect(r, c->record.n_routes == 1 && c->record.routes[0].rows == c->record.n_tokens - 1, "its rows");
         wb_completion_free(c);
-        r->n_done++;
         expect(r, wb_engine_get_stats(r->engine).aborted == 1, "it counted");
     }
     run(r);
@@ -229,18 +240,78 @@ static void guest_fails(rank *r) {
     if (number(r) == 0) expect(r, wb_engine_abort(r->engine, "r4") == WB_OK, "r4 is known at home");
     for (int i = 0; i < 3; i++) step_rank(r);
     *number_of_45 = before;
-    if (number(r) == 0) {
-        wb_completion *c = wb_engine_poll(r->engine);
-        expect(r, c && strcmp(c->record.rid, "r4") == 0 && c->record.finish == WB_FINISH_ABORT, "r4 aborted");
-        wb_completion_free(c);
-        r->n_done++;
-    }
+    if (number(r) == 0) wb_completion_free(poll_aborted(r, 4));
     run(r);
 }
 
 static void test_a_guest_that_fails_is_named_with_its_home(void **state) {
     (void)state;
     play(guest_fails);
+}
+
+/* ---- two homes, one host --------------------------------------------------------------------------- */
+
+enum { HOST = 2, N_HOMES = 2 };
+
+/* Of each home r0 runs there, and r1, which is of the same number on both, goes to the host in step 2. */
+static void open_homes_and_host(rank *r, const int32_t *priorities, const uint32_t *expected_tokens) {
+    if (number(r) == HOST) r->options.max_running = N_HOMES;
+    open_engine(r);
+    if (number(r) != HOST) {
+        submit(r, 30, 9, 0);
+        submit(r, 20, priorities[number(r)], expected_tokens[number(r)]);
+    }
+    step_rank(r);
+}
+
+/* The host's line after step 2, as home.number from the first one on. Its own requests come a step after the
+ * guests: of one priority, the guest stands first; of one place, the one that is expected to be longer. */
+static void guests_keep_their_places(rank *r) {
+    char line[64] = "";
+    open_homes_and_host(r, (int32_t[]){2, -3}, (uint32_t[]){0, 5});
+    const int32_t own[] = {4, 2, 0, -2}; /* places -3, -1, 1, 3: the guests' are -2 and 3 */
+    for (int i = 0; i < 4 && number(r) == HOST; i++) submit(r, 5, own[i], 0);
+    step_rank(r);
+    for (wb_sched_entry *entry = r->engine->scheduler.first; entry; entry = entry->next) {
+        const wb_sequence *s = wb_sequence_of(entry);
+        const size_t n = strlen(line);
+        snprintf(line + n, sizeof line - n, " %d.%" PRIu64, (int)s->home, s->number);
+    }
+    const char *expected = " 2.0 0.1 2.1 2.2 1.1 2.3";
+    expect(r, number(r) != HOST || strcmp(line, expected) == 0, "guests where priority and age put them");
+    run(r);
+}
+
+static void test_guests_keep_their_places_in_the_line(void **state) {
+    (void)state;
+    play_on(3, guests_keep_their_places);
+}
+
+/* The other home's guest of the same number, which stands before it in the host's line, goes on. */
+static void one_home_aborts(rank *r, int home) {
+    open_homes_and_host(r, (int32_t[]){home, 1 - home}, (uint32_t[]){0, 0});
+    step_rank(r);
+    expect(r, wb_engine_get_stats(r->engine).guests == (number(r) == HOST ? 2 : 0), "a guest of each home");
+    if (number(r) == home) expect(r, wb_engine_abort(r->engine, "r1") == WB_OK, "r1 is known at home");
+    for (int i = 0; i < 3; i++) step_rank(r);
+    if (number(r) == home) wb_completion_free(poll_aborted(r, 1));
+    const wb_engine_stats stats = wb_engine_get_stats(r->engine);
+    expect(r, stats.away == (number(r) == 1 - home), "only the other home's guest away");
+    run(r);
+}
+
+static void home_0_aborts(rank *r) {
+    one_home_aborts(r, 0);
+}
+
+static void home_1_aborts(rank *r) {
+    one_home_aborts(r, 1);
+}
+
+static void test_an_abort_reaches_the_guest_of_its_home_only(void **state) {
+    (void)state;
+    play_on(3, home_0_aborts);
+    play_on(3, home_1_aborts);
 }
 
 /* ---- memory that is refused ------------------------------------------------------------------------ */
@@ -253,7 +324,7 @@ static atomic_bool refused; /* in this round */
  * and the next one as if nothing had been. */
 static void run_refused(rank *r, int failing, long n) {
     long left = number(r) == failing ? n : -1;
-    r->n_done = 0;
+    r->n_asks = r->n_done = 0;
     open_engine(r);
     submit_all(r);
     do {
@@ -269,7 +340,7 @@ static void run_refused(rank *r, int failing, long n) {
         }
         check_done(r);
     } while (r->status != WB_OK || r->busy);
-    expect(r, r->n_done == (number(r) == 0 ? N_ASKS : 0), "all requests at home");
+    expect(r, r->n_done == r->n_asks, "all requests at home");
     wb_engine_close(r->engine);
     r->engine = NULL;
 }
@@ -304,6 +375,8 @@ int main(void) {
         cmocka_unit_test(test_a_pause_leaves_requests_where_they_are),
         cmocka_unit_test(test_all_ranks_lend_or_none),
         cmocka_unit_test(test_a_guest_that_fails_is_named_with_its_home),
+        cmocka_unit_test(test_guests_keep_their_places_in_the_line),
+        cmocka_unit_test(test_an_abort_reaches_the_guest_of_its_home_only),
         cmocka_unit_test(test_memory_refused_on_the_way),
     };
     alarm(60); /* a hang is a failure */
