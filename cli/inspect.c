@@ -47,6 +47,7 @@ static void print_layers(const wb_route_model *m, const uint32_t *list, uint32_t
 /* Which layers have an indexer, and which of them ask another layer's. */
 static void print_indexers(const wb_route_model *m) {
     printf("indexers     up to %" PRIu32 " entries", m->indexer_k);
+    if (m->indexer_rate == 0) printf(" of an unknown number of tokens");
     if (m->indexer_rate > 1) printf(" of %" PRIu32 " tokens each", m->indexer_rate);
     printf(", of layers");
     print_layers(m, m->indexer_layers, m->n_indexer_layers, false);

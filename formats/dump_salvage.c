@@ -164,23 +164,36 @@ static wb_status salvage_file(salvage *s, uint32_t file) {
     return walk(s, file, next);
 }
 
-/* The model of the first file that has a whole header. */
+/* The model of the first file that has a whole header; the rate of its indexers, from any that says it. */
 static wb_status find_model(wb_dump *d, uint32_t file) {
     const wb_file_bytes bytes = wb_dump_bytes(d, file);
     uint64_t end = 0;
     bool cut = false;
+    wb_owner memory = {0};
+    wb_route_model later;
     WB_TRY(wb_object_end(&bytes, 0, &end, &cut));
     if (cut) return wb_fail(WB_CORRUPT, "%s: the file ends inside its header", bytes.name);
-    WB_TRY(wb_parse_header(&bytes, end, &d->memory, &d->model));
-    d->has_model = true;
-    return WB_OK;
+    if (!d->has_model) {
+        WB_TRY(wb_parse_header(&bytes, end, &d->memory, &d->model));
+        d->has_model = true;
+        return WB_OK;
+    }
+    wb_status status = wb_parse_header(&bytes, end, &memory, &later);
+    if (status == WB_OK) status = wb_route_model_match(&d->model, &later);
+    if (status == WB_OK && later.indexer_rate > 0) d->model.indexer_rate = later.indexer_rate;
+    wb_owner_close(&memory);
+    return status;
+}
+
+static bool is_known(const wb_dump *d) {
+    return d->has_model && (d->model.n_indexer_layers == 0 || d->model.indexer_rate > 0);
 }
 
 static wb_status salvage_files(salvage *s, const char *path) {
     wb_dump *d = s->dump;
     WB_TRY(wb_dump_list_files(d, path));
     wb_status status = WB_OK;
-    for (uint32_t i = 0; i < d->n_files && !d->has_model; i++) {
+    for (uint32_t i = 0; i < d->n_files && !is_known(d); i++) {
         WB_TRY(wb_dump_file_use(d, i));
         status = find_model(d, i);
         wb_dump_file_drop(d, i);

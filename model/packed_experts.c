@@ -7,15 +7,26 @@ bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols) {
            rows % WB_PACKED_COLUMNS == 0;
 }
 
-wb_status wb_model_pack_experts(wb_model *model) {
+/* `count` slots of each storage; 0: what that needs is reserved. */
+static wb_status pack(wb_model *model, int64_t count) {
     wb_device *dev = model->device;
     for (int32_t i = 0; i < model->n_params; i++) {
         const wb_param *p = &model->params[i];
         if (!p->packed || p->shared) continue;
         const wb_weight slot = {p->memory.data, p->dtype, p->slot_elements / p->cols, p->cols, false};
-        WB_TRY(dev->pack_weights(dev, wb_model_local_slots(model), slot));
+        WB_TRY(dev->pack_weights(dev, count, slot));
     }
-    return model->mtp ? wb_model_pack_experts(model->mtp) : WB_OK;
+    return WB_OK;
+}
+
+wb_status wb_model_reserve_packing(wb_model *model) {
+    WB_TRY(pack(model, 0));
+    return model->mtp ? pack(model->mtp, 0) : WB_OK;
+}
+
+wb_status wb_model_pack_experts(wb_model *model) {
+    WB_TRY(pack(model, wb_model_local_slots(model)));
+    return model->mtp ? pack(model->mtp, wb_model_local_slots(model->mtp)) : WB_OK;
 }
 
 /* Where the device has no order of its own, too: what is refused does not depend on the device. */

@@ -11,6 +11,9 @@
 /* Whether slots of matrices [rows, cols] are packed in this model. */
 bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols);
 
+/* What packing needs beside the slots, so that it cannot fail once rows have been written. Not collective. */
+wb_status wb_model_reserve_packing(wb_model *model);
+
 /* Packs the slots of this rank, which hold rows as they lie, those of MTP layers too; nothing where none are
  * to be packed. Not collective. */
 wb_status wb_model_pack_experts(wb_model *model);

@@ -256,7 +256,7 @@ typedef struct wb_model_options {
     wb_dispatch_policy dispatch;
     /* The weights are read by wb_infer alone: false (default), or true, and the device may keep those of
      * experts in the order in which its products read them. The CPU does, which makes steps of few rows
-     * faster; no result, and no number of bytes, depends on it. The model is not trained, saved or copied
+     * faster; no result depends on it. The model is not trained, saved or copied
      * from, which are UNSUPPORTED; weights are copied to it as to any other, and experts move. What
      * wb_tensor.data of an expert's matrix points to is then in no order that a caller may rely on. The same
      * on every rank. */
@@ -405,7 +405,8 @@ WB_API wb_status wb_model_attach_slots(wb_model *model, int32_t moe_layer, void 
 WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 
 /* to's weights := from's, all replicas, rounded to to's dtype, whatever the placements. MISMATCH, with
- * nothing changed, unless configuration and ranks are the same. Collective where experts travel (the next),
+ * nothing changed, unless configuration and ranks are the same; UNSUPPORTED, likewise, where `from` is for
+ * inference only. Collective where experts travel (the next),
  * over the communicator of `to`; else of this rank alone. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
 /* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same

@@ -91,7 +91,7 @@ void WB_CPU(packed)(const wb_matmul *p, int64_t m, int64_t m_end, int64_t n, int
     const int64_t rows = m_end - m, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS,
                   even = (rows + tiles - 1) / tiles;
     const int64_t size = (int64_t)wb_dtype_size(p->b.dtype), most = groups_of(even);
-    const int64_t block = tiles == 1 ? p->K : K_BLOCK;
+    const int64_t block = tiles == 1 && p->K > 0 ? p->K : K_BLOCK;
     for (int64_t groups = most; n < n_end; n += groups * GROUP) {
         if (n + groups * GROUP > n_end) groups = 1;
         for (int64_t k0 = 0; k0 < p->K || k0 == 0; k0 += block) {
