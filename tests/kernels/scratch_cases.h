@@ -293,13 +293,13 @@ static void run_experts(const trial *t) {
     const wb_grouped up = {.n_groups = (int32_t)S,
                            .offsets = offsets,
                            .max_rows = n,
-                           .w = {zeros(S * 2 * F * H, sizeof(float)), WB_F32, 2 * F, H},
+                           .w = {zeros(S * 2 * F * H, sizeof(float)), WB_F32, 2 * F, H, false},
                            .gather = zeros(n, sizeof(int32_t)),
                            .gathered = rows_of(t, n, H)};
     const wb_grouped down = {.n_groups = (int32_t)S,
                              .offsets = offsets,
                              .max_rows = n,
-                             .w = {zeros(S * F * H, sizeof(float)), WB_F32, H, F}};
+                             .w = {zeros(S * F * H, sizeof(float)), WB_F32, H, F, false}};
     const wb_rows x = rows_of(t, n, H), gate_up = rows_of(t, n, 2 * F), act = rows_of(t, n, F), none = {0};
     assert_ok(dev->grouped_matmul(dev, &up, x, gate_up, act));
     assert_ok(dev->grouped_matmul(dev, &down, act, x, none));

@@ -97,7 +97,7 @@ static group group_of(const wb_compressed *a, const wb_compressed_weights *w, in
     const wb_weight all = wb_model_weight(a->model, w->o_a);
     const int64_t rank = c->compressed.o_rank;
     const wb_rows from = wb_rows_from((wb_rows){all.data, all.dtype}, g * rank * all.cols);
-    return (group){.weight = {from.data, all.dtype, rank, all.cols},
+    return (group){.weight = {from.data, all.dtype, rank, all.cols, false},
                    .first_out = g * all.cols,
                    .first_mid = g * rank,
                    .out_row = (int64_t)c->n_heads * c->head_dim,
