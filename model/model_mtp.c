@@ -67,6 +67,7 @@ void wb_mtp_close(wb_model *mtp) {
     wb_workspace_close(&mtp->memory);
     wb_dispatch_close(mtp->dispatch_rows);
     wb_placement_close(mtp->placement);
+    free(mtp->copied.transfers);
     free(mtp);
 }
 
