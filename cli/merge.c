@@ -41,26 +41,27 @@ static int append_all(merge *m, const char *path, wb_dump *dump) {
     return CLI_OK;
 }
 
-/* The first dump's model is that of the file. Records of a dump that does not say the rate of its indexers
- * were not held against it: behind one that does they are. */
-static int open_output(merge *m, const char *path, const wb_route_model *model, bool force, const char *out) {
-    if (!m->out.writer) {
-        m->indexer_rate = model->indexer_rate;
-        return cli_output_open(out, force, "merge", model, &m->out);
-    }
+/* Records of a dump that does not say the rate of its indexers were not held against it, and would be in a
+ * file that does not say it either; behind a dump that says it they are. */
+static int check_rate(const merge *m, const char *path, const wb_route_model *model) {
     if (m->indexer_rate > 0 || model->indexer_rate == 0) return CLI_OK;
     (void)wb_fail(WB_INVALID_ARGUMENT,
-                  "%s: the rate of its indexers is %" PRIu32 ", which the first dump, written by an older "
-                  "version, does not say: name this one first",
+                  "%s: the rate of its indexers is %" PRIu32
+                  ", which the first dump does not say: name this one first",
                   path, model->indexer_rate);
     return cli_fail();
 }
 
+/* The first dump's model is that of the file. */
 static int add_dump(merge *m, const char *path, const merge_options *o, const char *out) {
     wb_dump *dump = NULL;
     int code = cli_open_dump(path, &dump);
-    if (code == CLI_OK) code = open_output(m, path, wb_dump_model(dump), o->force, out);
+    if (code == CLI_OK && !m->out.writer) {
+        m->indexer_rate = wb_dump_model(dump)->indexer_rate;
+        code = cli_output_open(out, o->force, "merge", wb_dump_model(dump), &m->out);
+    }
     if (code == CLI_OK) code = append_all(m, path, dump);
+    if (code == CLI_OK) code = check_rate(m, path, wb_dump_model(dump));
     cli_close_dump(dump);
     return code;
 }

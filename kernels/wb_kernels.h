@@ -148,7 +148,8 @@ static inline wb_rows wb_rows_from(wb_rows rows, int64_t first) {
     return rows;
 }
 
-/* Rows of a group of packed weights, on every machine: packed weights are sent to other ranks as bytes. */
+/* Rows of w in a group of packed weights, which are columns of a product; on every machine, as packed weights
+ * are sent to other ranks as bytes. */
 enum { WB_PACKED_COLUMNS = 16 };
 
 /* A matrix of weights, [rows, cols] = [out, in] of a Linear layer; a vector has one column. */

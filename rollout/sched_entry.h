@@ -62,8 +62,9 @@ static inline uint32_t wb_sched_n_kept(const wb_sched_entry *entry) {
 }
 
 /* Of the tokens that stay, how many from the first on count as prefill: those of a prompt, and what is fed
- * again, with the last token where it is fed behind others. The rest counts as decode: the one token of a
- * step of decoding, and drafts wherever they are fed, behind the last token of a prompt too. */
+ * again, a last token that is fed with them too. The rest counts as decode: the one token of a step of
+ * decoding, also behind what went back, and drafts wherever they are fed, behind a prompt's last token
+ * too. */
 static inline uint32_t wb_sched_n_prefilled(const wb_sched_entry *entry) {
     const bool decodes = wb_sched_samples(entry) && entry->n_planned == entry->n_went_back + 1 &&
                          entry->n_in_pool + entry->n_went_back >= entry->record->prompt_len;

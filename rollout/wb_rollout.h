@@ -224,7 +224,8 @@ typedef struct wb_engine_stats {
     /* Since open, of this rank. Tokens that were taken back (max_drafts) count as often as they were fed. */
     uint64_t steps, prefill_tokens, decode_tokens, preemptions;
     /* Tokens that were taken over from the prefix cache instead of being fed, since open. The hit rate is
-     * their share of taken_over_tokens + prefill_tokens. */
+     * their share of taken_over_tokens + prefill_tokens, without preemptions and without wrong drafts where
+     * layers have a state: what is fed again after these counts as prefill again. */
     uint64_t taken_over_tokens;
     /* Guessed tokens that were fed, and those that were right, which are decode_tokens too; since open. */
     uint64_t drafts, accepted_drafts;

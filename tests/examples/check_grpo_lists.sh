@@ -51,7 +51,9 @@ for lines in runs:
             assert abs(a["fidelity"][key] - b["fidelity"][key]) <= 1e-9, (key, a, b)
 for line in steps("out_live"):
     assert line["fidelity"]["listed_differently"] == 0 == line["fidelity"]["listed_fallback_share"], line
-    assert line["fidelity"]["native_listed_differ"] > 0.05 and line["experts"]["epoch"] > 0, line
+    assert line["fidelity"]["native_listed_differ"] > 0.05, line
+# Experts have moved by the end: in the first step it may be that no move pays yet.
+assert line["experts"]["epoch"] > 0, line
 assert sum(line["drafts"] for line in steps("out_live")) > 0
 for line in steps("record"):
     on, off = line["fidelity"], line["fidelity_replay_off"]

@@ -13,7 +13,7 @@
 /* Zeroed memory that the operands of one op after the other lie in. */
 static char *pool;
 static size_t pool_used;
-static const size_t pool_bytes = (size_t)320 << 20;
+static const size_t pool_bytes = (size_t)1 << 30;
 
 enum { BLOCK = 16, SAMPLED = 3, WINDOW = 8, RATIO = 4, LEAST_RATIO = 2, ITERATIONS = 3 };
 

@@ -84,6 +84,8 @@ expect 0 "$waybill" merge "$scratch/both.wbr" "$scratch/rate.wbr" "$golden/witho
 expect 0 "$waybill" verify --model "$indexed" "$scratch/both.wbr"
 expect 1 "$waybill" merge "$scratch/turned.wbr" "$golden/without_rate_fewer.wbr" "$scratch/rate.wbr"
 err_has "name this one first"
+expect 1 "$waybill" merge "$scratch/turned.wbr" "$golden/good_u8.wbr" "$golden/good_indexer_rate.wbr"
+err_has "n_indexer_layers"
 expect 1 "$waybill" merge "$scratch/both_fewer.wbr" "$scratch/rate.wbr" "$golden/without_rate_fewer.wbr"
 err_has "$fewer"
 mkdir "$scratch/directory"
