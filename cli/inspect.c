@@ -152,6 +152,9 @@ static void print_record(const wb_record *r, const wb_dump_entry *e) {
                r->routes[i].start, i == 0 && e->prefix_rid ? " (shared)" : "");
     printf("valid        %" PRIu64 " rows of %" PRIu32 " that a whole record has\n", wb_record_count_rows(r),
            r->n_tokens ? r->n_tokens - 1 : 0);
+    if (r->indexer)
+        printf("indexers     %" PRIu32 " rows from position %" PRIu32 "\n", r->indexer->rows,
+               r->indexer->start);
     printf("stored       %s, byte %" PRIu64 ", %" PRIu64 " bytes; %" PRIu64 " rows in %" PRIu64
            " bytes, %s\n",
            e->file, e->offset, e->bytes, e->stored_rows, e->stored_row_bytes, wb_codec_name(e->codec));

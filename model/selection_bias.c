@@ -47,6 +47,7 @@ wb_status wb_model_update_selection_bias(wb_model *model, float rate, const int6
         return wb_fail(WB_INVALID_ARGUMENT,
                        "selection bias: rate: expected a finite number of at least 0, found %g",
                        (double)rate);
+    if (!loads) return wb_fail(WB_INVALID_ARGUMENT, "selection bias: loads: expected counts, found NULL");
     WB_TRY(check_loads(model, loads));
     WB_TRY(WB_NEW(bias, (size_t)model->config.router.n_experts, "selection bias"));
     wb_status status = WB_OK;

@@ -21,9 +21,8 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = offsetof(verify_options, model),
      .help = "the dump must be of the model in this directory, and in layers that are routed by a table of "
-             "the checkpoint every row must be the table's, in its order; where the engine does not run the "
-             "model, a line "
-             "says that these rows were not compared"},
+             "the checkpoint, which has to be there, every row must be the table's, in its order; where the "
+             "engine does not run the model, a line says that these rows were not compared"},
 };
 
 static void show(void *ctx, uint64_t done, uint64_t total) {

@@ -191,10 +191,8 @@ static size_t packed_bytes(const plan_model *m, size_t length) {
  * choose natively, what they chose behind the first tokens, in memory that grows by doubling. */
 static size_t listed_bytes(const plan_model *m, size_t length, bool chooses) {
     const size_t S = (size_t)wb_config_n_indexers(&m->config);
-    const size_t k = (size_t)m->config.compressed.index_top_k;
     if (!m->o->replay_indexer || S == 0) return 0;
-    const size_t n_whole = (size_t)m->config.compressed.sparse_rate * (k + 1) - 1;
-    const size_t kept = chooses && length > n_whole ? 2 * (length - n_whole) * k * sizeof(uint32_t) : 0;
+    const size_t kept = chooses ? 2 * sizes_listed(&m->config, length) : 0;
     return S * (length * WB_REPLAY_LISTED_BYTES + kept);
 }
 

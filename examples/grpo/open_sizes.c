@@ -68,12 +68,16 @@ size_t sizes_lists(const options *o, const wb_config *config) {
     return (size_t)o->micro_batch_tokens * (size_t)wb_config_n_indexers(config) * per_list;
 }
 
-size_t sizes_sample_lists(const options *o, const wb_config *config, size_t length) {
-    const size_t S = (size_t)wb_config_n_indexers(config), k = (size_t)config->compressed.index_top_k;
-    if (!o->replay_indexer || S == 0) return 0;
+size_t sizes_listed(const wb_config *config, size_t length) {
+    const size_t k = (size_t)config->compressed.index_top_k;
     const size_t n_whole = (size_t)config->compressed.sparse_rate * (k + 1) - 1;
-    const size_t listed = length > n_whole ? (length - n_whole) * k * sizeof(uint32_t) : 0;
-    return S * (length * (sizeof(uint32_t) + sizeof(uint64_t)) + listed);
+    return length > n_whole ? (length - n_whole) * k * sizeof(uint32_t) : 0;
+}
+
+size_t sizes_sample_lists(const options *o, const wb_config *config, size_t length) {
+    const size_t S = (size_t)wb_config_n_indexers(config);
+    if (!o->replay_indexer || S == 0) return 0;
+    return S * (length * (sizeof(uint32_t) + sizeof(uint64_t)) + sizes_listed(config, length));
 }
 
 static int64_t min(int64_t a, int64_t b) {

@@ -27,6 +27,9 @@ int64_t sizes_max_kept(const options *o, const wb_config *config);
  * the host has as many; and bytes of it in the record of a sample of `length` tokens. */
 size_t sizes_lists(const options *o, const wb_config *config);
 size_t sizes_sample_lists(const options *o, const wb_config *config, size_t length);
+/* Bytes of what one indexer lists for such a sample: nothing for its first tokens, which choose all that
+ * there is. For a model that has indexers. */
+size_t sizes_listed(const wb_config *config, size_t length);
 /* Tokens of the longest sample, prompt and answer: the model has positions for it, the engine blocks, and it
  * fits a micro-batch. */
 int64_t sizes_longest_sample(const options *o, int32_t max_positions);

@@ -43,7 +43,7 @@ const option_row option_rows[] = {
      "arithmetic, or jsonl:FILE with {\"prompt\": [token ids]} a line"},
     {"--reward-cmd", PROMPTS, TEXT, KEPT, FIELD(reward_cmd), 0, 0, NULL, "CMD",
      "started once a rank: reads completions as JSON lines, answers each with a number in a line, flushed"},
-    {"--reward-timeout", PROMPTS, INTEGER, FREE, FIELD(reward_timeout), 1, MANY, NULL, "SECONDS",
+    {"--reward-timeout", PROMPTS, INTEGER, KEPT, FIELD(reward_timeout), 1, MANY, NULL, "SECONDS",
      "how long --reward-cmd may take for the next answer; for a rank's whole batch the others wait "
      "--peer-timeout"},
     {"--prompts", PROMPTS, INTEGER, FIXED, FIELD(prompts), 1, MANY, NULL, "N",
@@ -69,15 +69,15 @@ const option_row option_rows[] = {
      "quantise the rollout's matrices of attention and experts to integers of 2 to 8 bits with a scale a "
      "row; "
      "0: do not"},
-    {"--kv-blocks", ROLLOUT, INTEGER, FREE, FIELD(kv_blocks), 1, MANY, NULL, "N",
+    {"--kv-blocks", ROLLOUT, INTEGER, KEPT, FIELD(kv_blocks), 1, MANY, NULL, "N",
      "KV cache blocks of the engine on each rank"},
-    {"--block-size", ROLLOUT, INTEGER, FREE, FIELD(block_size), 1, 65536, NULL, "N",
+    {"--block-size", ROLLOUT, INTEGER, KEPT, FIELD(block_size), 1, 65536, NULL, "N",
      "tokens of a KV cache block"},
-    {"--max-batch-tokens", ROLLOUT, INTEGER, FREE, FIELD(max_batch_tokens), 1, MANY, NULL, "N",
+    {"--max-batch-tokens", ROLLOUT, INTEGER, KEPT, FIELD(max_batch_tokens), 1, MANY, NULL, "N",
      "tokens that the engine feeds in one step; longer prompts are prefilled in chunks"},
-    {"--max-running", ROLLOUT, INTEGER, FREE, FIELD(max_running), 1, MANY, NULL, "N",
+    {"--max-running", ROLLOUT, INTEGER, KEPT, FIELD(max_running), 1, MANY, NULL, "N",
      "requests that hold KV cache blocks at a time"},
-    {"--max-drafts", ROLLOUT, INTEGER, FREE, FIELD(max_drafts), 0, 64, NULL, "N",
+    {"--max-drafts", ROLLOUT, INTEGER, KEPT, FIELD(max_drafts), 0, 64, NULL, "N",
      "tokens that a request feeds ahead on a guess, by the MTP layer of a model that has one, else by the "
      "request's own text; samples are the same; 0: none"},
     {"--replay", REPLAY, CHOICE, KEPT, FIELD(replay), 0, 0, "off|record|rollout", "MODE",
@@ -88,7 +88,7 @@ const option_row option_rows[] = {
     {"--replay-indexer", REPLAY, FLAG, KEPT, FIELD(replay_indexer), 0, 0, NULL, "",
      "of a model with indexers: record which entries they choose for each token, and follow them as --replay "
      "and --missing say of routes"},
-    {"--compare-every", REPLAY, INTEGER, FREE, FIELD(compare_every), 0, MANY, NULL, "N",
+    {"--compare-every", REPLAY, INTEGER, KEPT, FIELD(compare_every), 0, MANY, NULL, "N",
      "every N steps run the batch with free routing too, one more forward, and report what replay changed; "
      "0: never"},
     {"--ratio", OBJECTIVE, CHOICE, KEPT, FIELD(ratio), 0, 0, "token|sequence", "LEVEL",
@@ -104,7 +104,7 @@ const option_row option_rows[] = {
      "minibatch updates a rollout batch"},
     {"--micro-batch-tokens", UPDATES, INTEGER, KEPT, FIELD(micro_batch_tokens), 1, MANY, NULL, "N",
      "tokens packed into one forward, and of the longest sample"},
-    {"--keep-memory", UPDATES, NUMBER, FREE, FIELD(keep_memory), 0, MANY, NULL, "GIB",
+    {"--keep-memory", UPDATES, NUMBER, KEPT, FIELD(keep_memory), 0, MANY, NULL, "GIB",
      "of each rank's device, for what a forward leaves to its backward, which then computes fewer layers "
      "again; 0: all but the last"},
     {"--lr", UPDATES, NUMBER, KEPT, FIELD(lr), 0, 10, NULL, "X", "AdamW learning rate"},
@@ -140,7 +140,7 @@ const option_row option_rows[] = {
      "yet"},
     {"--tensorboard", OUTPUT, FLAG, KEPT, FIELD(tensorboard), 0, 0, NULL, "",
      "write the numbers of metrics.jsonl to OUT/tensorboard too, as TensorBoard reads them"},
-    {"--dump-codec", OUTPUT, CHOICE, FREE, FIELD(codec), 0, 0, "raw|zstd|packed", "CODEC",
+    {"--dump-codec", OUTPUT, CHOICE, KEPT, FIELD(codec), 0, 0, "raw|zstd|packed", "CODEC",
      "of the routes in OUT/dump"},
     {"--no-dump", OUTPUT, FLAG, KEPT, FIELD(no_dump), 0, 0, NULL, "",
      "write no dump, nor when the run is resumed"},
@@ -156,7 +156,7 @@ const option_row option_rows[] = {
      "start"},
     {"--rebalance-every", PLACES, INTEGER, KEPT, FIELD(rebalance_every), 1, MANY, NULL, "N",
      "of --eplb live: passes of the rollout between two looks at the load"},
-    {"--layers-per-chunk", PLACES, INTEGER, FREE, FIELD(layers_per_chunk), 1, MANY, NULL, "N",
+    {"--layers-per-chunk", PLACES, INTEGER, KEPT, FIELD(layers_per_chunk), 1, MANY, NULL, "N",
      "of --eplb live: layers in which experts move between two passes, at most; without it all whose moves "
      "do "
      "not meet on a rank"},

@@ -42,6 +42,9 @@ sampled() {
 }
 sampled text 1 4 2
 cmp <(numbers text_1_4_of_0) <(numbers text_1_4_of_4) || fail "other numbers than without drafts"
+# A run that resumes goes on with the drafts that it had, though no result depends on them.
+run 1 --model text --out text_1_4_of_4 --steps 3 --resume >log 2>&1 || { cat log; fail "resume"; }
+field text_1_4_of_4/metrics.jsonl drafts | tail -n 1 | grep -q '^0\.0*$' && fail "a resumed run has lost --max-drafts"
 sampled mtp 1 3 2
 cmp <(numbers mtp_1_3_of_0) <(numbers mtp_1_3_of_3) || fail "other numbers than without drafts"
 # On more ranks another one may take a group, and sums go in another order from the first update on.

@@ -135,6 +135,8 @@ static void test_what_is_refused(void **state) {
     assert_int_equal(wb_model_update_selection_bias(f.model, 0.5F, loads),
                      WB_OK); /* no counts: nothing moves */
     assert_int_equal(wb_model_update_selection_bias(f.model, NAN, loads), WB_INVALID_ARGUMENT);
+    assert_int_equal(wb_model_update_selection_bias(f.model, 0.5F, NULL), WB_INVALID_ARGUMENT);
+    assert_message_has("loads: expected counts, found NULL");
     loads[n_experts + 2] = -1;
     assert_int_equal(wb_model_update_selection_bias(f.model, 0.5F, loads), WB_INVALID_ARGUMENT);
     assert_message_has("load of expert 2 in MoE layer 1: expected at least 0, found -1");

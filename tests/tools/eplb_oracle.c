@@ -5,18 +5,17 @@
  * the verdict as exit code. Refuses: tolerances.
  *
  * DIR holds eplb.json and eplb.safetensors (make_eplb_oracle.py says what is in them). */
+#define ORACLE "eplb_oracle"
+#include "tools/oracle_exit.h"
 #include "wb_eplb.h"
 #include "wb_model.h"
 
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2 };
 
 static const char usage[] = "usage: eplb_oracle DIR\n"
                             "Solves every case of DIR (eplb.json, eplb.safetensors) by the deepseek solver "
@@ -26,22 +25,6 @@ static const char usage[] = "usage: eplb_oracle DIR\n"
                             "be refused. Times are of the "
                             "fastest run.\n"
                             "Exit code: 0 all equal, 1 not, 2 usage or unreadable input.\n";
-
-static void die(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fputs("eplb_oracle: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(EXIT_UNREADABLE);
-}
-
-static void *allocate(size_t count, size_t size) {
-    void *memory = calloc(count > 0 ? count : 1, size);
-    if (!memory) die("out of memory");
-    return memory;
-}
 
 /* ---- reference data -------------------------------------------------------------------------- */
 

@@ -1,33 +1,16 @@
-/* hf_checks.h - what hf_oracle compares, by name, and the largest error that it saw of each; how it stops
- * where its input cannot be read. Refuses: limits other than those that need no model (hf_limits.h). */
+/* hf_checks.h - what hf_oracle compares, by name, and the largest error that it saw of each. Refuses:
+ * limits other than those that need no model (hf_limits.h). */
 #ifndef HF_CHECKS_H
 #define HF_CHECKS_H
 
+#define ORACLE "hf_oracle"
 #include "tools/hf_noise.h"
+#include "tools/oracle_exit.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-enum { EXIT_PASS = 0, EXIT_DIFFERENT = 1, EXIT_UNREADABLE = 2, EXIT_NO_LIMIT = 77 };
-
-static void die(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fputs("hf_oracle: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    va_end(args);
-    exit(EXIT_UNREADABLE);
-}
-
-static void *allocate(size_t count, size_t size) {
-    void *memory = calloc(count > 0 ? count : 1, size);
-    if (!memory) die("out of memory");
-    return memory;
-}
 
 typedef enum check_id {
     LOGITS,
