@@ -5,8 +5,8 @@
 #include "mpi/comm_mpi.h"
 #include "mpi/mpi_messages.h"
 #include "support/alloc_fail.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 #include <unistd.h>
 
 #define SHORT_MESSAGE_BYTES 10007
@@ -130,7 +130,7 @@ int main(int argc, char **argv) {
     alarm(120);
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (rank == 0) printf("mpi_comm: seed %" PRIu64 "\n", seed);
 

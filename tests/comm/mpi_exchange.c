@@ -6,8 +6,8 @@
 #include "comm/exchange_dies.h"
 #include "mpi/comm_mpi.h"
 #include "mpi/mpi_messages.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 #define SHORT_MESSAGE_BYTES 10007
 
@@ -129,7 +129,7 @@ int main(int argc, char **argv) {
     int rank = 0, any = 0, failures = 0;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, (int)sizeof seed, MPI_BYTE, 0, MPI_COMM_WORLD);
     if (rank == 0) printf("mpi_exchange: seed %" PRIu64 "\n", seed);
     alarm(240);

@@ -7,6 +7,7 @@
 #ifdef WB_HAVE_NCCL
 #include "comm/exchange_cuda.h"
 #include "comm/exchange_dies.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 #include "wb_comm_nccl.h"
 
@@ -124,7 +125,7 @@ int main(int argc, char **argv) {
     int any = 0;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, (int)sizeof seed, MPI_BYTE, 0, MPI_COMM_WORLD);
     alarm(280);
     const int code = open_gpu();

@@ -3,6 +3,7 @@
 #include "comm_core_sizes.h"
 #include "comm_state.h"
 #include "support/alloc_fail.h"
+#include "support/test_seed.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -293,8 +294,8 @@ static void test_different_calls(void **unused) {
     assert_int_equal(on_threads(3, different_calls), 0);
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     printf("test_comm: seed %" PRIu64 "\n", seed);
     alarm(120);
     const struct CMUnitTest tests[] = {

@@ -2,6 +2,7 @@
  * failure by alarm. */
 #include "comm/exchange_dies.h"
 #include "support/alloc_fail.h"
+#include "support/test_seed.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -397,7 +398,7 @@ static void test_memory_is_not_read_after_the_end(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_exchange: seed %" PRIu64 "\n", seed);
     alarm(240);
     device_arena_open();

@@ -3,10 +3,10 @@
 #ifdef WB_HAVE_NCCL
 #include "comm/exchange_cuda.h"
 #include "comm/exchange_dies.h"
+#include "support/test_seed.h"
 #include "wb_comm_nccl.h"
 
 #include <pthread.h>
-#include <time.h>
 
 enum { SKIP = 77 };
 
@@ -85,7 +85,7 @@ static int run_failures(void) {
     return failures;
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     int gpus = wb_device_count_cuda();
     wb_status status = WB_OK;
     if (gpus > DEVICE_RANKS) gpus = DEVICE_RANKS;
@@ -99,7 +99,7 @@ int main(void) {
         printf("skip: %s\n", wb_error_message());
         return SKIP;
     }
-    seed = (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_exchange_gpus: seed %" PRIu64 "\n", seed);
     alarm(500);
     core_foreign_allocations = true;

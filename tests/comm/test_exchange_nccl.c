@@ -4,6 +4,7 @@
 #ifdef WB_HAVE_NCCL
 #include "comm/exchange_dies.h"
 #include "comm/nccl_simulated.h"
+#include "support/test_seed.h"
 #include "wb_check.h"
 #include "wb_comm_nccl.h"
 
@@ -281,8 +282,8 @@ static void test_refused_memory(void **unused) {
     assert_int_equal(on_threads(2, refuse_memory), 0);
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     printf("test_exchange_nccl: seed %" PRIu64 "\n", seed);
     alarm(300);
     device_arena_open();

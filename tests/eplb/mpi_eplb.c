@@ -1,11 +1,11 @@
 /* mpi_eplb.c - placements between ranks under mpirun: the core that threads run too. All ranks exit with
  * the same verdict. */
 #include "placement_core.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 
 #include <inttypes.h>
 #include <mpi.h>
-#include <time.h>
 #include <unistd.h>
 
 static int run(uint64_t seed) {
@@ -24,7 +24,7 @@ int main(int argc, char **argv) {
     alarm(120); /* a hang is a failure */
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (rank == 0) printf("mpi_eplb: seed %" PRIu64 "\n", seed);
     failures = run(seed);

@@ -3,10 +3,10 @@
  *
  * Usage: mpi_rebalance [seed [killed]]: the second kills the last rank in mid-move and does nothing else. */
 #include "rebalance_core.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 
 #include <mpi.h>
-#include <time.h>
 
 static int run(uint64_t seed) {
     wb_comm *comm = NULL;
@@ -48,7 +48,7 @@ int main(int argc, char **argv) {
     alarm(120); /* a hang is a failure */
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (rank == 0) printf("mpi_rebalance: seed %" PRIu64 "\n", seed);
     if (argc > 2 && strcmp(argv[2], "killed") == 0) run_killed(seed);

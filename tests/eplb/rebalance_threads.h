@@ -3,6 +3,7 @@
 #define WB_REBALANCE_THREADS_H
 
 #include "rebalance_core.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -50,7 +50,7 @@ static inline void crowded_pass(core *c, uint64_t *state) {
 
 /* Reads the seed of argument 1, or takes one, and prints it. A hang is a failure. */
 static inline void rebalance_begin(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(300);
 }

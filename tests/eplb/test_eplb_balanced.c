@@ -1,6 +1,7 @@
 /* test_eplb_balanced.c - the balanced solver: over random shapes, what must hold of any placement of its;
  * on the shapes that engines run, how even it is. Random cases print their seed. */
 #include "placement/placement_internal.h"
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -11,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -347,7 +347,7 @@ static void test_many_ranks(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_eplb_balanced: seed %" PRIu64 "\n", seed);
     seed = wb_mix64(seed);
     const struct CMUnitTest tests[] = {

@@ -2,6 +2,7 @@
  * placements there are tell, and proves it in a bounded number of steps. Random cases print their seed. */
 #include "placement/placement_internal.h"
 #include "solve/exact.h"
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -252,7 +252,7 @@ static void test_without_steps_nothing_changes(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_eplb_balanced_exact: seed %" PRIu64 "\n", seed);
     seed = wb_mix64(seed);
     const struct CMUnitTest tests[] = {

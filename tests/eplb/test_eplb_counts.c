@@ -3,11 +3,11 @@
  * files are summed, and a row of zeros and one rank's view are seen for what they are (rule 33). */
 #include "eplb_folder_fixture.h"
 #include "files/offline/number_file.h"
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <time.h>
 #include <unistd.h>
 
 #define TORCH WB_TEST_DATA "/torch/"
@@ -499,7 +499,7 @@ static void test_rule_33_the_view_of_a_rank_of_another_engine_is_seen(void **unu
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_eplb_counts: seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_torch_files),

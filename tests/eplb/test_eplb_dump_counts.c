@@ -2,11 +2,11 @@
  * after the other; what is refused; the same counts from any number of threads. */
 #include "formats/dump_fixture.h"
 #include "support/temp_files.h"
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <time.h>
 
 /* OpenMP's, where the library has it; tests are not compiled with it. */
 void omp_set_num_threads(int n) __attribute__((weak));
@@ -308,8 +308,8 @@ static void test_the_caller_holds_a_record(void **unused) {
     }
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     printf("test_eplb_dump_counts: seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_as_a_walk, remove_dump),

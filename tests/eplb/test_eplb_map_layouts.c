@@ -3,11 +3,11 @@
  * asked. */
 #include "eplb_folder_fixture.h"
 #include "placement/placement_internal.h"
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
-#include <time.h>
 
 enum { L = 3, E = 5, R = 3, S = 9 };
 static const uint32_t layers[L] = {3, 4, 10};
@@ -327,7 +327,7 @@ static void test_even_split(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("test_eplb_map_layouts: seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_round_trip, setup, teardown),

@@ -3,12 +3,12 @@
  * seed. */
 #include "placement_core.h"
 #include "support/alloc_fail.h"
+#include "support/test_seed.h"
 
 #include <inttypes.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 #include <unistd.h>
 // clang-format off
 #include <cmocka.h>
@@ -601,8 +601,8 @@ static void test_rank_without_memory(void **unused) {
     }
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     printf("test_eplb_placement: seed %" PRIu64 "\n", seed);
     alarm(120);
     const struct CMUnitTest tests[] = {

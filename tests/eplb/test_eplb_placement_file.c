@@ -4,6 +4,7 @@
 #include "eplb_folder_fixture.h"
 #include "files/offline/tree_file.h"
 #include "placement_core.h"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <errno.h>
@@ -11,7 +12,6 @@
 #include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <time.h>
 
 static uint64_t seed;
 
@@ -495,8 +495,8 @@ static void test_from_dump_refuses(void **unused) {
     wb_dump_close(dump);
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     printf("test_eplb_placement_file: seed %" PRIu64 "\n", seed);
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {

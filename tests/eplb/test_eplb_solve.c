@@ -1,5 +1,6 @@
 /* test_eplb_solve.c - what all placement solvers share (checks, threads, any shape), and the solvers that
  * start from a placement or from several micro-batches. Random cases print their seed. */
+#include "support/test_seed.h"
 #include "wb_eplb.h"
 #include "wb_random.h"
 
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -571,7 +571,7 @@ static void test_progress_and_names(void **state) {
     assert_message_has("greedy");
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sglang_7575_any_ranks_nodes_and_slots),
         cmocka_unit_test(test_the_same_bytes_for_any_number_of_threads),
@@ -593,7 +593,7 @@ int main(void) {
         cmocka_unit_test(test_a_map_on_dead_ranks_does_not_stay),
         cmocka_unit_test(test_progress_and_names),
     };
-    seed = (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,8 +30,10 @@ ranks_below() {
         ranks_below "$child"
     done
 }
-# For checks that draw moments at random: SEED is the third argument, or new.
+# For checks that draw at random: SEED is the third argument, or what tests/support/test_seed.h says of WB_TEST_SEED.
 seeded() {
-    RANDOM=${1:-$$}
-    echo "seed ${1:-$$}"
+    local seed=${1:-${WB_TEST_SEED:-1}}
+    [ "$seed" != random ] || seed=$$
+    RANDOM=$seed
+    echo "seed $seed"
 }

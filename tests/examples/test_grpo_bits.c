@@ -1,6 +1,7 @@
 /* test_grpo_bits.c - --rollout-bits: a row of weights that was rounded has no more values than integers of so
  * many bits, each the nearest one; which tensors are rounded, and that the policy's own are not. */
 #include "model/placed_model.h"
+#include "support/test_seed.h"
 
 #include "../../examples/grpo/open_sizes.c" /* last: their names may be local above */
 #include "../../examples/grpo/rollout_weights.c"
@@ -25,7 +26,7 @@ static void expect_rounded(const float *before, const float *after, int64_t n, f
 
 static void test_rows(void **state) {
     (void)state;
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(0, NULL);
     print_message("seed %" PRIu64 "\n", seed);
     for (int round = 0; round < ROUNDS; round++) {
         const float levels = (float)((1 << (1 + wb_random(&seed) % 7)) - 1);

@@ -4,6 +4,7 @@
  *
  * Cases of the difference test keep every ratio away from the clips' kinks, where there is no derivative. */
 #include "../../examples/grpo/loss.c"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <setjmp.h>
@@ -14,7 +15,6 @@
 #include <cmocka.h>
 #include <math.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { N = 7, ROUNDS = 2000 };
 static const double low = 0.2, high = 0.3;
@@ -193,8 +193,8 @@ static void no_tokens(void **state) {
     assert_true(a.loss == 0 && a.tokens == 0 && b.loss == 0 && b.tokens == 0);
 }
 
-int main(void) {
-    seed = (uint64_t)time(NULL);
+int main(int argc, char **argv) {
+    seed = test_seed(argc, argv);
     print_message("seed %llu\n", (unsigned long long)seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradient_by_token),

@@ -1,6 +1,7 @@
 /* test_grpo_queue.c - the queue of prompt groups: each group is handed out once, and ranks that get groups as
  * they have room end sooner than ranks that were given theirs beforehand. */
 #include "../../examples/grpo/group_queue.c"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <setjmp.h>
@@ -11,7 +12,6 @@
 #include <cmocka.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { MAX_RANKS = 5, MAX_GROUPS = 60, SAMPLES = 4, MAX_RUNNING = 8 };
 static uint64_t seed;
@@ -101,7 +101,7 @@ static void test_a_group_larger_than_the_limit_is_run_alone(void **state) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %llu\n", (unsigned long long)seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_do_not_wait_for_the_slowest),

@@ -1,6 +1,7 @@
 /* test_grpo_rate.c - the learning rate of a step: values worked out by hand, and what holds of every
  * schedule. */
 #include "../../examples/grpo/learning_rate.c"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <setjmp.h>
@@ -10,7 +11,6 @@
 
 #include <cmocka.h>
 #include <inttypes.h>
-#include <time.h>
 
 static void assert_rates(const options *o, const double *expected, uint64_t n) {
     for (uint64_t step = 0; step < n; step++)
@@ -36,7 +36,7 @@ static void test_values(void **state) {
  * numbers. */
 static void test_properties(void **state) {
     (void)state;
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(0, NULL);
     print_message("seed %" PRIu64 "\n", seed);
     for (int i = 0; i < 2000; i++) {
         options o = {.lr = 1e-3, .schedule = (lr_schedule)(wb_random(&seed) % 3)};

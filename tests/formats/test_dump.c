@@ -3,11 +3,11 @@
 #include "dump_fixture.h"
 #include "dump_share.h"
 #include "dump_state.h"
+#include "support/test_seed.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -137,7 +137,7 @@ static void test_round_trip_shapes(void **state) {
 
 static void test_property(void **state) {
     place *p = *state;
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(0, NULL);
     print_message("seed %" PRIu64 "\n", seed);
     fixture_rng rng = {seed};
     for (int i = 0; i < 40; i++) {

@@ -2,11 +2,11 @@
  * changed ones; models and records that cannot be; how many bytes a token takes.
  * usage: test_dump_indexer [SEED] */
 #include "dump_fixture.h"
+#include "support/test_seed.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -415,7 +415,7 @@ static void test_bytes_of_a_cell(void **state) {
 #define WITH_PLACE(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         WITH_PLACE(test_round_trip),

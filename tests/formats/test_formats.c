@@ -1,5 +1,6 @@
 /* test_formats.c - the route model, the check of records against a plain oracle, rows. */
 #include "dump_fixture.h"
+#include "support/test_seed.h"
 #include "wb_msgpack_scan.h"
 #include "wb_random.h"
 
@@ -8,7 +9,6 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -91,7 +91,7 @@ static bool ids_good(const wb_route_model *m, const wb_record *r) {
  * one. */
 static void test_ids_against_oracle(void **state) {
     (void)state;
-    uint64_t seed = (uint64_t)time(NULL);
+    uint64_t seed = test_seed(0, NULL);
     print_message("seed %" PRIu64 "\n", seed);
     fixture_rng rng = {seed};
     static const struct {

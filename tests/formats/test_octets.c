@@ -1,6 +1,7 @@
 /* test_octets.c - the check of groups of eight ids, of every instruction set that this machine has, against a
  * plain one. Usage: [SEED] */
 #include "octets.h"
+#include "support/test_seed.h"
 #include "wb_isa.h"
 #include "wb_random.h"
 
@@ -9,7 +10,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -54,7 +54,7 @@ static void test_against_plain(void **state) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_plain)};
     return cmocka_run_group_tests(tests, NULL, NULL);

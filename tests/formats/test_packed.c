@@ -4,12 +4,12 @@
 #include "dump_fixture.h"
 #include "packed.h"
 #include "packed_ranks.h"
+#include "support/test_seed.h"
 #include "wb_isa.h"
 
 #include <inttypes.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -275,7 +275,7 @@ static void test_size(void **state) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),

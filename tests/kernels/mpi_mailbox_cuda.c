@@ -6,6 +6,7 @@
  *
  * Usage: mpi_mailbox_cuda [seed [killed]]: the second kills the last rank in its exchanges, no more. */
 #include "gpu_ranks.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 #include "wb_random.h"
 
@@ -13,7 +14,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { SKIP = 77, MAX_SLOTS = 24, EXCHANGES = 6, TRIALS = 12, POISON = 0x5b };
@@ -324,7 +324,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     alarm(120);
     wb_device *dev = open_device();

@@ -5,12 +5,12 @@
  *
  * Usage: mpi_shared_memory_cuda [seed] */
 #include "gpu_ranks.h"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { SKIP = 77, PARTS = 5, ROUNDS = 20, MAX_PART = 3 << 20 };
@@ -155,7 +155,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     alarm(120);
     wb_device *dev = open_device();

@@ -5,6 +5,7 @@
 
 #include "cpu/cpu_device.h"
 #include "router_rules.h"
+#include "support/test_seed.h"
 #include "wb_random.h"
 
 #include <inttypes.h>
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -27,9 +27,9 @@ static inline uint64_t rng_next(void) {
     return wb_random(&rng_state);
 }
 
-/* Seed: the first argument, or the clock; printed either way. */
+/* Seeds rng_next, and prints the seed. */
 static inline void rng_open(int argc, char **argv) {
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     rng_state = wb_mix64(seed); /* neighbouring seeds are not shifts of each other */
 }

@@ -1,5 +1,6 @@
 /* test_arena.c - one walk measures and places: buffers are aligned and apart, the inputs of a step arrive as
  * they were written, and sizes that overflow are refused. */
+#include "support/test_seed.h"
 #include "wb_random.h"
 #include "wb_upload_ring.h"
 
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 // clang-format off
 #include <cmocka.h>
 // clang-format on
@@ -145,7 +145,7 @@ static void test_a_step_goes_up_at_once(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %llu\n", (unsigned long long)base_seed);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_buffers_are_apart_and_within),
                                        cmocka_unit_test(test_sizes_that_overflow),

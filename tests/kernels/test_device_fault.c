@@ -1,10 +1,10 @@
 /* test_device_fault.c - device_fault_core.h on the CPU, on one thread and on several. argv[1]: the seed. */
 #include "device_fault_core.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 int main(int argc, char **argv) {
-    const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    const uint64_t seed = test_seed(argc, argv);
     int failures = 0;
     printf("seed %" PRIu64 "\n", seed);
     for (int threads = 1; threads <= 3; threads += 2) {

@@ -1,13 +1,13 @@
 /* test_device_fault_cuda.c - device_fault_core.h on CUDA; 77, with the reason, where there is no device.
  * argv[1]: the seed. */
 #include "device_fault_core.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 enum { SKIP = 77 };
 
 int main(int argc, char **argv) {
-    const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    const uint64_t seed = test_seed(argc, argv);
     wb_device *cuda = NULL;
     printf("seed %" PRIu64 "\n", seed);
     const wb_status status = wb_device_open_cuda(0, NULL, &cuda);

@@ -1,9 +1,9 @@
 /* mpi_model.c - a model over MPI ranks against the same model on one rank: the core of model_ranks.h on
  * the golden checkpoints and on random models. All ranks exit with the same verdict. */
 #include "model_ranks.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 
-#include <time.h>
 #include <unistd.h>
 
 static fixture fixture_open(const char *dir, wb_comm *comm) {
@@ -35,7 +35,7 @@ int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);
     wb_comm *comm;
     MUST(wb_comm_open_mpi(MPI_COMM_WORLD, &comm));
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (wb_comm_rank(comm) == 0) printf("mpi_model: seed %" PRIu64 "\n", seed);
 

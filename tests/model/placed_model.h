@@ -6,9 +6,9 @@
 #include "model_weights.h"
 #include "placement_fixture.h"
 #include "support/temp_files.h"
+#include "support/test_seed.h"
 
 #include <pthread.h>
-#include <time.h>
 
 enum { MAX_RANKS = 4, POISON = 0xA5 };
 
@@ -151,7 +151,7 @@ static inline void expect_weights(const wb_model *m, const wb_model *whole) {
 /* Reads the seed of argument 1, or takes one, and prints it. */
 static inline void placed_model_begin(int argc, char **argv) {
     wb_device *device;
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     MUST(wb_device_open_cpu(1, &device));
     real_alloc = device->mem_alloc;

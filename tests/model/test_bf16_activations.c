@@ -4,6 +4,7 @@
  * depend on batch, threads, chunks or ranks is test_model_invariance's. The seed is printed; argument 1 sets
  * one. */
 #include "model_ranks.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +12,6 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -254,7 +254,7 @@ static void test_keys_and_values_are_bf16_where_weights_or_activations_are(void 
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_is_close_to_f32),

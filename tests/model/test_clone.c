@@ -1,6 +1,7 @@
 /* test_clone.c - a model made from another one's weights, and a trainer for forwards only: the same bits as
  * what they stand for, no file, no memory for a backward. Argument 1 sets the seed. */
 #include "model_fixture.h"
+#include "support/test_seed.h"
 #include "wb_comm.h"
 
 #include <setjmp.h>
@@ -9,7 +10,6 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -170,7 +170,7 @@ static void test_forwards_only_take_no_more_memory_for_more_layers_and_none_of_a
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_clone_has_the_weights_and_storages_of_its_own),

@@ -2,6 +2,7 @@
  * finds nothing in `gathered` but what its own backward reads from x, and that keeps gate and up only where
  * it is told to: the same bits on one rank, the same gradients on two, as on the CPU. */
 #include "model_ranks.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +12,6 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { RANKS = 2 };
@@ -108,7 +108,7 @@ static void test_on_two_ranks(void **state) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(120);
     wb_device *cpu;

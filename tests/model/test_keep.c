@@ -2,6 +2,7 @@
  * computes all layers again, and computes fewer of them; with several ranks also where each has another
  * budget. */
 #include "model_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { N_SEQS = 4, LONGEST = 9, MAX_RANKS = 2, MAX_T = N_SEQS * LONGEST, N_BUDGETS = 12 };
@@ -230,7 +230,7 @@ static void test_logits_are_kept_where_they_fit(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(120);
     wb_device *device;

@@ -3,6 +3,7 @@
  * sets the seed. */
 #include "layers/block.h"
 #include "model_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,6 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 enum { MAX_LAYERS = 12, MODELS = 150 };
 
@@ -147,7 +147,7 @@ static void test_the_most_work_for_a_byte_is_kept_first(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_the_most_work_for_a_byte_is_kept_first)};
     return cmocka_run_group_tests(tests, NULL, NULL);

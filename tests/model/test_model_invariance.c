@@ -8,6 +8,7 @@
 #include "model_ranks.h"
 #include "placement_fixture.h"
 #include "support/cpu_split.h"
+#include "support/test_seed.h"
 #include "wb_check.h"
 
 #include <setjmp.h>
@@ -17,7 +18,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 
 enum { RANKS = 3 };
 
@@ -607,7 +607,7 @@ static void test_a_workspace_is_one_allocation_and_any_may_fail(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     cpu_split.always = true; /* small models, whose ops would take one thread */
     const struct CMUnitTest tests[] = {

@@ -2,6 +2,7 @@
  * the rows, and a plan that does not have a row of each token for each of its choices is no evidence: it is
  * refused by token, choice and row. The CPU's plan is damaged after it was made. Argument 1 sets the seed. */
 #include "model_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,7 +10,6 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 /* Rows [0, N_TOKENS) are tokens, the others padding, which has no rows: the plan has room behind the last. */
 enum { N_TOKENS = 5, T = 7 };
@@ -92,7 +92,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_plan_without_a_row_for_each_choice_is_refused),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

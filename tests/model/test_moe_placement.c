@@ -4,6 +4,7 @@
  * the order of sums alone. Argument 1 sets the seed. */
 #include "model_ranks.h"
 #include "placement_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,7 +13,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 
 enum { MAX_RANKS = 4, ROUNDS = 3 };
 
@@ -76,7 +76,7 @@ static void test_rule_26_no_bit_depends_on_the_placement(void **unused) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_rule_26_no_bit_depends_on_the_placement)};
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

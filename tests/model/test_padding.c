@@ -1,9 +1,9 @@
 /* test_padding.c - a batch of inference rounded up by padding rows gives all other rows the same bits, and
  * leaves nothing of padding in the pool, on one rank and on two. */
 #include "infer_state.h"
+#include "support/test_seed.h"
 #include "variant_ranks.h"
 
-#include <time.h>
 
 enum { N_SEQS = 3, LONGEST = 12, MAX_T = 40, BLOCK = 3, BLOCKS = LONGEST / BLOCK, STEPS = 8, MAX_RANKS = 2 };
 
@@ -157,7 +157,7 @@ static void test_padding_elsewhere_is_refused(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_padding_changes_nothing),
                                        cmocka_unit_test(test_padding_elsewhere_is_refused)};

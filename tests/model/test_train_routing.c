@@ -2,6 +2,7 @@
  * weighs nothing in forward and backward whatever it holds, an unknown direction is refused, and a batch
  * takes memory by its tokens, not by its longest sequence. Seeds are printed; argument 1 sets one. */
 #include "model_ranks.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +11,6 @@
 
 #include <cmocka.h>
 #include <malloc.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -325,7 +325,7 @@ static void test_memory_grows_with_tokens_not_with_the_longest_sequence(void **u
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_10_padding_rows_weigh_nothing),

@@ -5,6 +5,7 @@
 #include "made_up_fixture.h"
 #include "model_ranks.h"
 #include "placement_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -13,7 +14,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 
 enum { MAX_RANKS = 4 };
 
@@ -124,7 +124,7 @@ static void test_other_families_cannot_write_them(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_37_no_bit_depends_on_ranks_or_placement),

@@ -3,6 +3,7 @@
  * is sent. */
 #include "model_fixture.h"
 #include "support/alloc_fail.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +12,6 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MAX_T = 24, MAX_SEQS = 5, BLOCK = 4, STEPS = 14, MAX_RANKS = 2, MAX_KEPT = 3 };
@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
     wb_train_options smallest = wb_train_options_default();
     smallest.max_tokens = 1;
     fixture_train_options = &smallest;
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(120);
     const struct CMUnitTest tests[] = {

@@ -1,5 +1,6 @@
 /* mpi_pack.c - packings between processes, which have no memory in common. Argument 1 sets the seed. */
 #include "pack_steps.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 
 #include <unistd.h>
@@ -7,7 +8,7 @@
 int main(int argc, char **argv) {
     alarm(250); /* a hang is a failure */
     MPI_Init(&argc, &argv);
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     MPI_Bcast(&base_seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     rank r = {.state = wb_mix64(base_seed)};
     MUST(wb_comm_open_mpi(MPI_COMM_WORLD, &r.comm));

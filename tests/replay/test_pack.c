@@ -2,6 +2,7 @@
  * of a micro-batch, the same on every rank, loads exact; records that travel arrive whole; what is refused,
  * and that all ranks learn of it. Argument 1 sets the seed. */
 #include "pack_steps.h"
+#include "support/test_seed.h"
 
 #include <math.h>
 
@@ -107,7 +108,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_records_arrive_whole),
         cmocka_unit_test(test_all_ranks_learn_what_is_refused),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

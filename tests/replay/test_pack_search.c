@@ -4,6 +4,7 @@
 #include "pack_fixture.h"
 #include "pack_search.h"
 #include "pack_state.h"
+#include "support/test_seed.h"
 
 #include <math.h>
 
@@ -280,7 +281,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_no_micro_batch_is_empty),
         cmocka_unit_test(test_sketches_keep_distances),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,9 +1,9 @@
 /* test_replay.c - plans of routing replay: records, packing, slices and missing rows. Each test is
  * named after the rule it holds, or the bug it keeps out. */
 #include "replay_expect.h"
+#include "support/test_seed.h"
 
 #include <math.h>
-#include <time.h>
 
 static uint64_t seed;
 
@@ -492,7 +492,7 @@ static void test_random_plans_against_a_naive_model(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_30_another_fingerprint_is_refused),

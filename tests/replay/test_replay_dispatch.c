@@ -2,8 +2,8 @@
  * on 1 to 4 ranks, for a stage of the model's layers; what is planned, and what all ranks have to agree on.
  * Ranks are threads: a failure ends the process, and the test is then red. Argument 1 sets the seed. */
 #include "replay_ranks.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 enum { L = 4, FIRST = 1, STAGE = 2, MICRO_BATCHES = 3, TOKENS = 7, PADDING = 3 };
 enum { T_MAX = TOKENS - 1 + PADDING };
@@ -337,7 +337,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_dynamic_dispatch_needs_tokens),
         cmocka_unit_test(test_ranks_agree_on_what_is_planned),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

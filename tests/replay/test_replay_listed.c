@@ -2,9 +2,9 @@
  * the record does not have, layers that share an indexer, what is told back, and the metrics of it. usage:
  * test_replay_listed [SEED] */
 #include "replay_expect.h"
+#include "support/test_seed.h"
 
 #include <math.h>
-#include <time.h>
 
 enum { K = 4, TOKENS_MAX = 64 };
 
@@ -344,7 +344,7 @@ static void test_fidelity_by_hand(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forced_rows),

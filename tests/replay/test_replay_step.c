@@ -1,9 +1,9 @@
 /* test_replay_step.c - a step under each mode: what is handed out, taken back, and found unused at the end.
  * Each test is named after the rule it holds, or the bug it keeps out. */
 #include "replay_expect.h"
+#include "support/test_seed.h"
 
 #include <math.h>
-#include <time.h>
 
 static uint64_t seed;
 
@@ -425,7 +425,7 @@ static void test_bug_43_handles_share_nothing(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_19_record_segments_follow_the_first_pass),

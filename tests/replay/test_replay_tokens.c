@@ -1,8 +1,8 @@
 /* test_replay_tokens.c - a plan is given what the trainer will feed, and compares it with the records, token
  * by token. */
 #include "replay_expect.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 static uint64_t seed;
 
@@ -98,7 +98,7 @@ static void test_rule_32_zigzag_chunks_are_compared(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_32_the_first_token_that_differs_is_named),

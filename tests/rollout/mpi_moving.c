@@ -2,10 +2,10 @@
  * request alone on one rank; with layers that a table routes too; then once more with a rank that is dead.
  * All ranks exit with the same verdict: a difference aborts. */
 #include "rebalance_fixture.h"
+#include "support/test_seed.h"
 #include "wb_comm_mpi.h"
 
 #include <mpi.h>
-#include <time.h>
 
 /* Runs, each of another placement, until something moves. */
 enum { MAX_MORE = 20 };
@@ -20,7 +20,7 @@ int main(int argc, char **argv) {
     alarm(200); /* a hang is a failure */
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    uint64_t seed = test_seed(argc, argv);
     MPI_Bcast(&seed, 1, MPI_UINT64_T, 0, MPI_COMM_WORLD);
     if (rank == 0) printf("mpi_moving: seed %" PRIu64 "\n", seed);
     mover m = {.seed = seed, .options = eager_options(), .play = play};

@@ -2,13 +2,13 @@
  * row of each record once; and a manager of other experts is refused. Argument 1 sets the seed. */
 #include "manage/rebalance_state.h"
 #include "rebalance_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -127,7 +127,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_27_drafts_of_mtp_layers_do_not_count),
         cmocka_unit_test(test_a_manager_of_another_model_is_refused),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(120);
     return cmocka_run_group_tests(tests, NULL, NULL);

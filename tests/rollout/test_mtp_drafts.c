@@ -4,8 +4,8 @@
 #include "engine.h"
 #include "engine_rig.h"
 #include "rebalance_fixture.h"
+#include "support/test_seed.h"
 
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -335,7 +335,7 @@ static void test_a_draft_that_fails_is_told_by_the_next_step(void **state) {
 }
 
 int main(int argc, char **argv) {
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_8_what_is_returned_shows_no_draft),

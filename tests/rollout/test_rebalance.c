@@ -3,13 +3,13 @@
  * own; nor when all weights are replaced between the load and the moves; layers that a table routes become
  * balanced too. Argument 1 sets the seed. */
 #include "rebalance_fixture.h"
+#include "support/test_seed.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 
 #include <cmocka.h>
-#include <time.h>
 
 static uint64_t base_seed;
 
@@ -286,7 +286,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rule_26_a_dead_rank_has_the_answers_of_any_other),
         cmocka_unit_test(test_rule_23_what_is_attached_to_slots_moves_with_them),
     };
-    base_seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    base_seed = test_seed(argc, argv);
     printf("seed %" PRIu64 "\n", base_seed);
     alarm(300);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,11 +4,11 @@
  * or an allocation in a capture aborts. */
 #include "replay/replay_fixture.h"
 #include "support/graph_device.h"
+#include "support/test_seed.h"
 
 #include "wb_check.h"
 #include "wb_train_hooks.h"
 
-#include <time.h>
 
 enum { E = 32, K = 4, L = 3, TOKENS = 7, PADDING = 2, T = TOKENS + PADDING, STEPS = 4 };
 
@@ -197,7 +197,7 @@ static void test_a_launch_compares_with_the_plan_of_its_step(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_graph_gives_what_calls_give),

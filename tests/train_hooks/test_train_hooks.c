@@ -2,12 +2,12 @@
  * weights against the formulas in double, gradients against finite differences of them. Tests are named
  * after the rule they hold. */
 #include "replay/replay_fixture.h"
+#include "support/test_seed.h"
 
 #include "wb_device.h"
 #include "wb_train_hooks.h"
 
 #include <math.h>
-#include <time.h>
 
 enum { K = 4, L = 2, REPLAYED = 6, PADDED = 3, T = REPLAYED + PADDED };
 
@@ -616,7 +616,7 @@ static void test_a_recompute_neither_allocates_nor_selects(void **unused) {
 }
 
 int main(int argc, char **argv) {
-    seed = argc > 1 ? strtoull(argv[1], NULL, 10) : (uint64_t)time(NULL);
+    seed = test_seed(argc, argv);
     print_message("seed %" PRIu64 "\n", seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rule_14_weights_and_gradients_at_the_ids_used),
