@@ -56,7 +56,7 @@ typedef struct bench {
     wb_model *models[2];   /* f32, bf16 */
     wb_model *rollouts[2]; /* clones of them for inference only, as the rollout of a run has one */
     wb_infer *infers[2];   /* over these */
-    wb_engine *engine;     /* over the f32 one */
+    wb_engine *engines[2]; /* over the clones */
     wb_train *trains[N_TRAINERS];
     void *ids; /* [PREFILL or SEQS * SEQ_LEN] rows of routes */
 } bench;
@@ -111,7 +111,7 @@ static double run_prefill(bench *b, const bench_case *c, double *check_out) {
     return rate;
 }
 
-static void submit(bench *b, const bench_case *c, int32_t i) {
+static void submit(wb_engine *engine, const bench_case *c, int32_t i) {
     uint32_t prompt[CONTEXT];
     char rid[32];
     for (int32_t t = 0; t < CONTEXT; t++) prompt[t] = (uint32_t)token(i, t);
@@ -123,23 +123,24 @@ static void submit(bench *b, const bench_case *c, int32_t i) {
     request.max_tokens = 1 + NEW_TOKENS;
     request.temperature = 0;
     request.return_routes = c->routes;
-    must(wb_engine_submit(b->engine, &request));
+    must(wb_engine_submit(engine, &request));
 }
 
 /* Prefills all requests first; then NEW_TOKENS steps of all of them are timed. */
 static double run_decode(bench *b, const bench_case *c, double *check_out) {
+    wb_engine *engine = b->engines[c->bf16];
     bool busy;
-    for (int32_t i = 0; i < c->batch; i++) submit(b, c, i);
-    const uint64_t fed = wb_engine_get_stats(b->engine).prefill_tokens + (uint64_t)c->batch * CONTEXT;
-    while (wb_engine_get_stats(b->engine).prefill_tokens < fed) must(wb_engine_step(b->engine, &busy));
-    const uint64_t before = wb_engine_get_stats(b->engine).decode_tokens;
+    for (int32_t i = 0; i < c->batch; i++) submit(engine, c, i);
+    const uint64_t fed = wb_engine_get_stats(engine).prefill_tokens + (uint64_t)c->batch * CONTEXT;
+    while (wb_engine_get_stats(engine).prefill_tokens < fed) must(wb_engine_step(engine, &busy));
+    const uint64_t before = wb_engine_get_stats(engine).decode_tokens;
     const double begin = now();
-    do must(wb_engine_step(b->engine, &busy));
+    do must(wb_engine_step(engine, &busy));
     while (busy);
     const double elapsed = now() - begin;
-    for (wb_completion *done; (done = wb_engine_poll(b->engine)); wb_completion_free(done))
+    for (wb_completion *done; (done = wb_engine_poll(engine)); wb_completion_free(done))
         if (strcmp(done->record.rid, "request-0") == 0) *check_out = (double)done->record.logprobs[0];
-    const uint64_t made = wb_engine_get_stats(b->engine).decode_tokens - before;
+    const uint64_t made = wb_engine_get_stats(engine).decode_tokens - before;
     if (made != (uint64_t)c->batch * NEW_TOKENS) {
         fprintf(stderr, "bench_model: %s: expected %d steps of %d requests, found %" PRIu64 " tokens\n",
                 c->name, NEW_TOKENS, c->batch, made);
@@ -178,6 +179,7 @@ static const bench_case cases[] = {
     {"prefill", run_prefill, 0, 1, true, 0},         {"prefill_bf16", run_prefill, 1, 1, true, 0},
     {"decode_1", run_decode, 0, 1, true, 0},         {"decode_1_no_routes", run_decode, 0, 1, false, 0},
     {"decode_16", run_decode, 0, 16, true, 0},       {"decode_16_no_routes", run_decode, 0, 16, false, 0},
+    {"decode_16_bf16", run_decode, 1, 16, true, 0},  {"decode_64_bf16", run_decode, 1, 64, true, 0},
     {"decode_64", run_decode, 0, 64, true, 0},       {"decode_64_no_routes", run_decode, 0, 64, false, 0},
     {"train", run_train, 0, 0, true, KEEP_ONE},      {"train_half_kept", run_train, 0, 0, true, KEEP_HALF},
     {"train_kept", run_train, 0, 0, true, KEEP_ALL},
@@ -227,12 +229,12 @@ static bench open_bench(int threads) {
         infer.n_blocks = PREFILL / infer.block_size;
         infer.max_tokens = PREFILL;
         must(wb_infer_open(b.rollouts[i], &infer, &b.infers[i]));
+        wb_engine_options engine = wb_engine_options_default();
+        /* One step prefills all prompts. In several, requests of the first ones decode beside those of the
+         * last ones, and end before them: what is timed is then a smaller batch. */
+        engine.max_batch_tokens = MAX_BATCH * CONTEXT;
+        must(wb_engine_open(b.rollouts[i], &engine, &b.engines[i]));
     }
-    wb_engine_options options = wb_engine_options_default();
-    /* One step prefills all prompts. In several, requests of the first ones decode beside those of the last
-     * ones, and end before them: what is timed is then a smaller batch. */
-    options.max_batch_tokens = MAX_BATCH * CONTEXT;
-    must(wb_engine_open(b.rollouts[0], &options, &b.engine));
     for (int i = 0; i < N_TRAINERS; i++) open_trainer(&b, i);
     must(b.device->mem_alloc(b.device, PREFILL * wb_route_row_bytes(wb_model_routes(b.models[0])), &b.ids));
     return b;
@@ -241,8 +243,8 @@ static bench open_bench(int threads) {
 static void close_bench(bench *b) {
     b->device->mem_free(b->device, b->ids);
     for (int i = 0; i < N_TRAINERS; i++) wb_train_close(b->trains[i]);
-    wb_engine_close(b->engine);
     for (int i = 0; i < 2; i++) {
+        wb_engine_close(b->engines[i]);
         wb_infer_close(b->infers[i]);
         wb_model_close(b->rollouts[i]);
         wb_model_close(b->models[i]);

@@ -6,14 +6,14 @@
 # VLLM=PYTHON: vLLM too (vllm_model.py), by the Python that has it; its start takes a minute and more, and it has no training.
 # CLOCK=cpu divides by CPU time instead of the wall's: with one thread, a busy machine shows what an idle one would do.
 # Prints medians of REPEATS (5), ranges and ratios, and the largest difference of what the two computed. Both programs stay
-# loaded; while one runs the other sleeps. Cases that the peer lacks (bf16 weights, capture off) run in the same turns.
+# loaded; while one runs the other sleeps. Cases that the peer lacks (capture off) run in the same turns.
 set -euo pipefail
 usage="usage: compare_model.sh BENCH_MODEL PYTHON [THREADS [REPEATS [CASE...]]]"
 if [ "${1:-}" = --help ]; then echo "$usage"; exit 0; fi
 if [ $# -lt 2 ] || [[ $1 == -* ]]; then echo "$usage" >&2; exit 2; fi
 bench=$1 python=$2 threads=${3:-$(nproc)} repeats=${4:-5}
 shift $(($# < 4 ? $# : 4))
-cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_no_routes decode_64 decode_64_no_routes train train_kept}
+cases=${*:-prefill prefill_bf16 decode_1 decode_1_no_routes decode_16 decode_16_bf16 decode_16_no_routes decode_64 decode_64_bf16 decode_64_no_routes train train_kept}
 clock=${CLOCK:-wall}
 clock_option=
 if [ "$clock" = cpu ]; then clock_option=--cpu-time; fi
@@ -48,7 +48,7 @@ for round in $(seq 0 "$repeats"); do
     for case in $cases; do
         ask waybill "$case" "$round"
         case $case in
-        *_bf16 | *_no_routes) ;;
+        *_no_routes) ;;
         *) ask transformers "$case" "$round" ;;
         esac
         case ${VLLM:+$case} in

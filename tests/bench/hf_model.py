@@ -3,8 +3,9 @@
 
     hf_model.py DIR [--threads N] [--cpu-time]
 
-Reads cases from standard input, a line each (prefill, decode_1, decode_16, decode_64, train), and answers each with
-a line "CASE TOKENS_PER_SECOND CHECK", as bench_model does with "-". f32, sdpa attention, the default experts implementation.
+Reads cases from standard input, a line each (prefill, decode_1, decode_16, decode_64, train, train_kept), and answers each with
+a line "CASE TOKENS_PER_SECOND CHECK", as bench_model does with "-". f32, or bf16 in cases that end with _bf16; sdpa attention, the
+default experts implementation.
 Needs torch, transformers 5 and safetensors.
 """
 import argparse
@@ -68,17 +69,20 @@ def main():
         now = time.process_time
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32, attn_implementation="sdpa",
-                                                              local_files_only=True)
+    models = {dtype: transformers.AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=dtype, attn_implementation="sdpa",
+                                                                       local_files_only=True)
+              for dtype in (torch.float32, torch.bfloat16)}
+    model = models[torch.float32]
     print(f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
           f"experts {model.config._experts_implementation}, attention {model.config._attn_implementation}, "
           f"{sum(p.numel() for p in model.parameters()) * 1e-6:.1f}M parameters", file=sys.stderr)
     for line in sys.stdin:
         case = line.strip()
-        if case not in CASES:
-            sys.exit(f"hf_model.py: no case {case}; there are {' '.join(CASES)}")
-        run, batch = CASES[case]
-        rate, check = run(model, batch)
+        name = case.removesuffix("_bf16")
+        if name not in CASES:
+            sys.exit(f"hf_model.py: no case {name}; there are {' '.join(CASES)}, and each with _bf16 behind it")
+        run, batch = CASES[name]
+        rate, check = run(models[torch.bfloat16 if name != case else torch.float32], batch)
         print(f"{case} {rate:.2f} {check:.6f}", flush=True)
 
 
