@@ -106,6 +106,8 @@ for command in "stats --json" "inspect --json" "cat --json"; do
     cat "$scratch/run.wbr" | "$waybill" $command - >"$scratch/out" 2>"$scratch/err" || fault "$command of a pipe"
     cmp -s <(sed "s|$scratch/run.wbr|/dev/stdin|" "$scratch/wanted") "$scratch/out" || fault "$command of a pipe says something else"
 done
+printf x | "$waybill" verify - >"$scratch/out" 2>"$scratch/err"
+err_has "waybill: /dev/stdin: not a waybill.routes file"
 cat "$scratch/run.wbr" | "$waybill" eplb --json --ranks 4 --slots 12 - >"$scratch/out" 2>"$scratch/err" || fault "eplb of a pipe"
 out_has '"records":3'
 
