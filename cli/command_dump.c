@@ -61,6 +61,11 @@ wb_status cli_dump_path(const char *path, cli_spooled *name_out) {
     name_out->path = path;
     if (stat(path, &info) != 0 || !S_ISFIFO(info.st_mode)) return WB_OK;
     WB_TRY(spool(path, &fd));
+    /* Messages then say what was asked for, which a number of ours is not. */
+    if (strcmp(path, "/dev/stdin") == 0 && dup2(fd, STDIN_FILENO) >= 0) {
+        close(fd);
+        return WB_OK;
+    }
     snprintf(name_out->name, sizeof name_out->name, "/dev/fd/%d", fd);
     name_out->path = name_out->name;
     return WB_OK;

@@ -1,5 +1,6 @@
 /* inspect.c - `waybill inspect`: what a dump says about itself, or one record. The summary reads no rows. */
 #include "command.h"
+#include "report/report_json.h"
 
 #include <inttypes.h>
 #include <stddef.h>
@@ -7,6 +8,7 @@
 
 typedef struct inspect_options {
     const char *rid;
+    bool json;
 } inspect_options;
 
 static const cli_option table[] = {
@@ -15,11 +17,16 @@ static const cli_option table[] = {
      .type = CLI_TEXT,
      .offset = offsetof(inspect_options, rid),
      .help = "one record in detail instead"},
+    {.name = "json",
+     .type = CLI_FLAG,
+     .offset = offsetof(inspect_options, json),
+     .help = "one JSON object instead, with the sums over all files"},
 };
 
 /* Sums over records; a file's are one contiguous range of them. */
 typedef struct totals {
     uint64_t records, bytes, tokens, rows, row_bytes, shared_records, shared_rows;
+    uint64_t indexer_rows, indexer_bytes;
     uint64_t of_codec[WB_CODEC_PACKED + 1]; /* records */
 } totals;
 
@@ -31,6 +38,8 @@ static void add_entry(totals *t, const wb_dump_entry *e) {
     t->row_bytes += e->stored_row_bytes;
     t->shared_records += e->prefix_rid != NULL;
     t->shared_rows += e->prefix_rows;
+    t->indexer_rows += e->stored_indexer_rows;
+    t->indexer_bytes += e->stored_indexer_bytes;
     t->of_codec[e->codec]++;
 }
 
@@ -81,7 +90,8 @@ static void print_file(const char *name, const totals *t) {
            t->tokens, t->bytes);
 }
 
-static int print_records(wb_dump *dump, totals *all) {
+/* Sums up all records, and prints a line for each file unless `quiet`. */
+static int sum_records(wb_dump *dump, bool quiet, totals *all) {
     totals file = {0};
     const char *name = NULL;
     uint64_t n = wb_dump_get_info(dump).records;
@@ -89,22 +99,37 @@ static int print_records(wb_dump *dump, totals *all) {
         wb_dump_entry e;
         if (wb_dump_get_entry(dump, i, &e) != WB_OK) return cli_fail();
         if (name && strcmp(name, e.file) != 0) {
-            print_file(name, &file);
+            if (!quiet) print_file(name, &file);
             file = (totals){0};
         }
         name = e.file;
         add_entry(&file, &e);
         add_entry(all, &e);
     }
-    if (name) print_file(name, &file);
+    if (name && !quiet) print_file(name, &file);
     return CLI_OK;
+}
+
+/* What the rows of all routes take without a codec. */
+static uint64_t raw_bytes(const wb_route_model *m, const totals *t) {
+    return t->rows * wb_route_row_bytes(m);
+}
+
+/* The same of what indexers chose: a list of indexer_k positions of 4 bytes for each indexer and row. */
+static uint64_t raw_indexer_bytes(const wb_route_model *m, const totals *t) {
+    return t->indexer_rows * wb_indexer_columns(m) * m->indexer_k * 4;
 }
 
 static void print_totals(const wb_route_model *m, const wb_dump_info *info, const totals *t) {
     printf("records      %" PRIu64 " with %" PRIu64 " tokens, %" PRIu64 " bytes: %.1f bytes a token\n",
            t->records, t->tokens, info->bytes, ratio(info->bytes, t->tokens));
     printf("rows         %" PRIu64 " stored in %" PRIu64 " bytes: %.1f bytes a row, %.2f of raw\n", t->rows,
-           t->row_bytes, ratio(t->row_bytes, t->rows), ratio(t->row_bytes, t->rows * wb_route_row_bytes(m)));
+           t->row_bytes, ratio(t->row_bytes, t->rows), ratio(t->row_bytes, raw_bytes(m, t)));
+    if (m->n_indexer_layers > 0)
+        printf("indexer rows %" PRIu64 " stored in %" PRIu64
+               " bytes: %.1f bytes a row, %.2f of lists of %" PRIu32 "\n",
+               t->indexer_rows, t->indexer_bytes, ratio(t->indexer_bytes, t->indexer_rows),
+               ratio(t->indexer_bytes, raw_indexer_bytes(m, t)), m->indexer_k);
     printf("codecs       raw in %" PRIu64 " records, zstd in %" PRIu64 ", packed in %" PRIu64 "\n",
            t->of_codec[WB_CODEC_RAW], t->of_codec[WB_CODEC_ZSTD], t->of_codec[WB_CODEC_PACKED]);
     printf("shared       %" PRIu64 " rows of prompts in %" PRIu64 " records are stored once\n",
@@ -124,6 +149,35 @@ static void print_integrity(const wb_dump_info *info) {
                info->lost_bytes, info->files_cut, info->lost_where);
 }
 
+static void print_stored(const char *key, uint64_t rows, uint64_t bytes, uint64_t raw) {
+    printf(",\"%s\":{\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"raw_bytes\":%" PRIu64 "}", key, rows, bytes,
+           raw);
+}
+
+static int inspect_json(wb_dump *dump) {
+    const wb_dump_info info = wb_dump_get_info(dump);
+    const wb_route_model *m = wb_dump_model(dump);
+    totals t = {0};
+    const int code = sum_records(dump, true, &t);
+    if (code != CLI_OK) return code;
+    printf("{\"model\":");
+    json_text(m->name);
+    printf(",\"fingerprint\":");
+    json_text(m->fingerprint);
+    printf(",\"files\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"records\":%" PRIu64 ",\"tokens\":%" PRIu64,
+           info.files, info.bytes, t.records, t.tokens);
+    print_stored("routes", t.rows, t.row_bytes, raw_bytes(m, &t));
+    if (m->n_indexer_layers > 0)
+        print_stored("indexer", t.indexer_rows, t.indexer_bytes, raw_indexer_bytes(m, &t));
+    printf(",\"codecs\":{");
+    for (int c = WB_CODEC_RAW; c <= WB_CODEC_PACKED; c++)
+        printf("%s\"%s\":%" PRIu64, c ? "," : "", wb_codec_name((wb_codec)c), t.of_codec[c]);
+    printf("},\"shared\":{\"rows\":%" PRIu64 ",\"records\":%" PRIu64 "},\"files_without_index\":%" PRIu64
+           ",\"files_cut\":%" PRIu64 ",\"lost_bytes\":%" PRIu64 "}\n",
+           t.shared_rows, t.shared_records, info.files_without_index, info.files_cut, info.lost_bytes);
+    return CLI_OK;
+}
+
 static int inspect_dump(wb_dump *dump, const char *path) {
     wb_dump_info info = wb_dump_get_info(dump);
     const wb_route_model *m = wb_dump_model(dump);
@@ -131,7 +185,7 @@ static int inspect_dump(wb_dump *dump, const char *path) {
     printf("dump         %s\n", path);
     print_model(m);
     printf("files        %" PRIu64 "\n", info.files);
-    int code = print_records(dump, &all);
+    int code = sum_records(dump, false, &all);
     if (code != CLI_OK) return code;
     print_totals(m, &info, &all);
     print_integrity(&info);
@@ -153,8 +207,8 @@ static void print_record(const wb_record *r, const wb_dump_entry *e) {
     printf("valid        %" PRIu64 " rows of %" PRIu32 " that a whole record has\n", wb_record_count_rows(r),
            r->n_tokens ? r->n_tokens - 1 : 0);
     if (r->indexer)
-        printf("indexers     %" PRIu32 " rows from position %" PRIu32 "\n", r->indexer->rows,
-               r->indexer->start);
+        printf("indexers     %" PRIu32 " rows from position %" PRIu32 ", stored in %" PRIu64 " bytes\n",
+               r->indexer->rows, r->indexer->start, e->stored_indexer_bytes);
     printf("stored       %s, byte %" PRIu64 ", %" PRIu64 " bytes; %" PRIu64 " rows in %" PRIu64
            " bytes, %s\n",
            e->file, e->offset, e->bytes, e->stored_rows, e->stored_row_bytes, wb_codec_name(e->codec));
@@ -173,11 +227,15 @@ static int inspect_record(wb_dump *dump, const char *rid) {
 }
 
 static int run(const cli_command *self, const cli_arguments *arguments) {
-    (void)self;
     const inspect_options *o = arguments->options;
     wb_dump *dump = NULL;
+    if (o->rid && o->json)
+        return cli_usage_error(self, "--json is of a whole dump; a record is had with cat --rid RID --json");
     int code = cli_open_dump(arguments->dump, &dump);
-    if (code == CLI_OK) code = o->rid ? inspect_record(dump, o->rid) : inspect_dump(dump, arguments->dump);
+    if (code == CLI_OK && o->json)
+        code = inspect_json(dump);
+    else if (code == CLI_OK)
+        code = o->rid ? inspect_record(dump, o->rid) : inspect_dump(dump, arguments->dump);
     cli_close_dump(dump);
     return code;
 }

@@ -173,6 +173,10 @@ static wb_status fill_entry(const wb_dump *d, uint64_t i, const wb_stored_record
         entry->valid_rows += wb_row_count(s->runs[r].valid, s->runs[r].rows);
     }
     entry->valid_rows += s->prefix_rows;
+    if (s->has_indexer) {
+        entry->stored_indexer_rows = s->indexer.rows;
+        entry->stored_indexer_bytes = s->indexer.stored_bytes;
+    }
     if (s->n_runs > 0) entry->codec = s->runs[0].codec;
     entry->n_spans = s->n_spans;
     if (s->n_spans > 0) entry->weight_version = s->spans[s->n_spans - 1].weight_version;

@@ -510,6 +510,8 @@ typedef struct wb_dump_entry {
     uint64_t group;          /* of the record; as is sample */
     uint32_t sample;
     bool has_digest; /* the file has a digest of its tokens, which reading it has compared */
+    /* Rows that say what indexers chose, and their bytes as they are stored, after the codec; 0: none do. */
+    uint64_t stored_indexer_rows, stored_indexer_bytes;
 } wb_dump_entry;
 WB_API wb_status wb_dump_get_entry(wb_dump *dump, uint64_t i, wb_dump_entry *entry_out);
 

@@ -78,11 +78,15 @@ static wb_status copy_all(wb_model *to, const wb_model *from, bool travels) {
     return wb_model_pack_weights(to);
 }
 
-wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
+wb_status wb_model_prepare_copy(wb_model *to, const wb_model *from) {
     WB_TRY(wb_model_check_copy(to, from));
-    wb_status status = wb_model_reserve_packing(to);
+    WB_TRY(wb_model_reserve_packing(to));
+    return wb_model_copy_travels(to, from) ? wb_model_reserve_copy(to, from) : WB_OK;
+}
+
+wb_status wb_model_copy_weights(wb_model *to, const wb_model *from) {
+    const wb_status status = wb_model_prepare_copy(to, from);
     if (!wb_model_copy_travels(to, from)) return status == WB_OK ? copy_all(to, from, false) : status;
-    if (status == WB_OK) status = wb_model_reserve_copy(to, from);
     WB_TRY(wb_comm_agree(to->comm, status));
     WB_TRY(wb_collective_end(to, copy_all(to, from, true)));
     return wb_comm_agree(to->comm, WB_OK);

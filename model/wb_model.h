@@ -405,9 +405,13 @@ WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 
 /* to's weights := from's, all replicas, rounded to to's dtype, whatever the placements. MISMATCH, with
  * nothing changed, unless configuration and ranks are the same; UNSUPPORTED, likewise, where `from` is for
- * inference only. Collective where experts travel (the next),
- * over the communicator of `to`; else of this rank alone. */
+ * inference only. Collective where experts travel (wb_model_copy_travels), over the communicator of `to`; else
+ * of this rank alone. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
+/* What this rank can refuse a copy for, and the memory that it takes here, which stays with `to`: for a caller
+ * that has something to give up before the copy. After it the copy fails by the device or another rank alone.
+ * Errors as of the copy. Not collective. */
+WB_API wb_status wb_model_prepare_copy(wb_model *to, const wb_model *from);
 /* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
  * configuration and ranks. */
 WB_API bool wb_model_copy_travels(const wb_model *to, const wb_model *from);

@@ -101,6 +101,7 @@ static wb_status resolve_replay(const wb_replay *r, const wb_segment *s, segment
     WB_TRY(wb_replay_resolve_listed(r, s, record, end, &out->missing_listed));
     out->missing = missing;
     out->record = record;
+    out->rid = record->rid;
     return WB_OK;
 }
 

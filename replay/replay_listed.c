@@ -142,32 +142,59 @@ wb_status wb_replay_indexer_rows(wb_replay *r, int32_t index, uint32_t i, uint32
 
 /* ---- checks ---------------------------------------------------------------------------------- */
 
-static wb_status row_fail(const listed_rows *s, uint32_t t, wb_status status, const char *what) {
-    return wb_fail(status,
-                   "replay: micro-batch %" PRId32 ", indexer of model layer %" PRIu32 ", row %" PRIu32 ": %s",
-                   s->index, s->layer, s->row + t, what);
+/* Says of which row this thread's message is: its place in the micro-batch and, where it is of a request,
+ * whose token that is. */
+static wb_status row_fail(const listed_rows *s, uint32_t t, wb_status status) {
+    const segment_plan *segment = s->batch->segments.data;
+    uint32_t i = s->row + t;
+    for (; i >= segment->rows; segment++) i -= segment->rows;
+    if (segment->rid)
+        wb_fail_context(status, "request %s, position %" PRIu32, segment->rid, segment->start + i);
+    return wb_fail_context(
+        status, "replay: micro-batch %" PRId32 ", indexer of model layer %" PRIu32 ", row %" PRIu32, s->index,
+        s->layer, s->row + t);
+}
+
+/* Number j of the row's list is another than the rule `expected` says, of which `bound` is part. */
+static wb_status place_fail(const listed_rows *s, uint32_t t, uint32_t j, const char *expected, int64_t bound,
+                            int32_t found) {
+    wb_fail(WB_INVALID_ARGUMENT, "number %" PRIu32 " of its list: expected %s %" PRId64 ", found %" PRId32, j,
+            expected, bound, found);
+    return row_fail(s, t, WB_INVALID_ARGUMENT);
 }
 
 static wb_status check_listed(const wb_replay *r, const listed_rows *s, uint32_t t, const int32_t *listed) {
     const uint32_t k = r->model.indexer_k, n = wb_indexer_of_list(listed, k).count;
     for (uint32_t j = 1; j < n; j++)
         if (listed[j] <= listed[j - 1])
-            return row_fail(s, t, WB_INVALID_ARGUMENT, "positions are not ascending");
+            return place_fail(s, t, j, "a position above", listed[j - 1], listed[j]);
     for (uint32_t j = n; j < k; j++)
-        if (listed[j] != -1)
-            return row_fail(s, t, WB_INVALID_ARGUMENT, "a position is negative, or behind a -1");
+        if (listed[j] != -1) return place_fail(s, t, j, "behind the last position", -1, listed[j]);
     if (!s->batch->all_tokens) return WB_OK;
-    const uint32_t pos = (uint32_t)s->batch->pos[s->row + t];
-    if (n > 0 && (uint32_t)listed[n - 1] >= wb_indexer_seen(&r->model, pos))
-        return row_fail(s, t, WB_INVALID_ARGUMENT, "a position is beyond those that the row sees");
-    if (r->model.indexer_rate > 0 && n != wb_indexer_count(&r->model, pos))
-        return row_fail(s, t, WB_INVALID_ARGUMENT, "fewer positions than its indexer chooses");
-    return WB_OK;
+    const uint32_t pos = (uint32_t)s->batch->pos[s->row + t], seen = wb_indexer_seen(&r->model, pos);
+    if (n > 0 && (uint32_t)listed[n - 1] >= seen)
+        return place_fail(s, t, n - 1, "a position below", seen, listed[n - 1]);
+    const uint32_t count = wb_indexer_count(&r->model, pos);
+    if (r->model.indexer_rate == 0 || n == count) return WB_OK;
+    wb_fail(WB_INVALID_ARGUMENT, "expected a count of %" PRIu32 ", found %" PRIu32, count, n);
+    return row_fail(s, t, WB_INVALID_ARGUMENT);
 }
 
-/* Of a list that check_listed has passed. */
-static bool is_planned(const micro_batch *b, const listed_cell *cell, const int32_t *listed, uint32_t k) {
-    return wb_indexer_same(choice_of(b, cell), wb_indexer_of_list(listed, k));
+/* That a forced row looked where it was planned to, by a list that check_listed has passed. */
+static wb_status check_planned(const listed_rows *s, uint32_t t, const int32_t *listed, uint32_t k) {
+    const wb_indexer_choice planned = choice_of(s->batch, &s->cells[t]),
+                            found = wb_indexer_of_list(listed, k);
+    uint32_t j = 0;
+    if (wb_indexer_same(planned, found)) return WB_OK;
+    while (j < planned.count && j < found.count &&
+           wb_indexer_position(&planned, j) == wb_indexer_position(&found, j))
+        j++;
+    wb_fail(WB_MISMATCH,
+            "number %" PRIu32 " of its list: expected as planned %" PRId64 " of %" PRIu32
+            " positions, found %" PRId64 " of %" PRIu32,
+            j, j < planned.count ? (int64_t)wb_indexer_position(&planned, j) : -1, planned.count,
+            j < found.count ? (int64_t)wb_indexer_position(&found, j) : -1, found.count);
+    return row_fail(s, t, WB_MISMATCH);
 }
 
 static wb_status check_told(const wb_replay *r, const listed_rows *s, const int32_t *used,
@@ -179,10 +206,12 @@ static wb_status check_told(const wb_replay *r, const listed_rows *s, const int3
         if (cell->direction == WB_ROW_PADDING) continue;
         if (native) WB_TRY(check_listed(r, s, t, native + at));
         if (used) WB_TRY(check_listed(r, s, t, used + at));
-        if (cell->direction == WB_ROW_FORCED && used && !is_planned(s->batch, cell, used + at, k))
-            return row_fail(s, t, WB_MISMATCH, "the row did not look where it was planned to");
-        if (cell->direction == WB_ROW_NATIVE && !used && r->mode != WB_REPLAY_OFF)
-            return row_fail(s, t, WB_INVALID_ARGUMENT, "it chose natively: the positions used are needed");
+        if (cell->direction == WB_ROW_FORCED && used) WB_TRY(check_planned(s, t, used + at, k));
+        if (cell->direction == WB_ROW_NATIVE && !used && r->mode != WB_REPLAY_OFF) {
+            wb_fail(WB_INVALID_ARGUMENT,
+                    "it chose natively: expected the positions that it used, found NULL");
+            return row_fail(s, t, WB_INVALID_ARGUMENT);
+        }
     }
     return WB_OK;
 }

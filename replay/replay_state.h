@@ -27,6 +27,7 @@ enum {
 
 typedef struct segment_plan {
     wb_segment_kind kind;
+    const char *rid;         /* of the record; REPLAY, else NULL */
     uint32_t start;          /* position in the record; REPLAY */
     uint32_t rows;           /* of the micro-batch */
     uint32_t missing;        /* rows that the record should have and has not */

@@ -30,8 +30,10 @@ static wb_status reserve_spans(wb_engine *engine, uint64_t version) {
     return WB_OK;
 }
 
+/* Whatever this rank can refuse the weights for. */
 static wb_status prepare_weights(wb_engine *engine, const wb_model *from, uint64_t version,
                                  uint64_t *digest_out) {
+    WB_TRY(wb_model_prepare_copy(engine->model, from));
     WB_TRY(wb_weights_digest(from, digest_out));
     WB_TRY(check_version(engine, *digest_out, version));
     return reserve_spans(engine, version);

@@ -49,7 +49,8 @@ typedef struct stats_layer {
     double balancedness;         /* over the ranks, mean / max of their loads; 1 without load */
     double repeats;              /* share of the pairs */
     uint32_t bins[STATS_N_BINS]; /* experts by their load over the mean: 0, then below the bounds */
-    const uint32_t *top;         /* [options.top] the most chosen experts, the lower id first of equal ones */
+    uint32_t n_top;              /* options.top, or fewer where so many were never chosen */
+    const uint32_t *top;         /* [n_top] the most chosen experts, the lower id first of equal ones */
 } stats_layer;
 
 /* The upper bounds of all bins but the last, in quarters of the mean; bin 0 has loads of 0. */

@@ -58,7 +58,8 @@ stats_layer stats_layer_of(const stats *s, uint32_t l) {
     layer.max_over_mean = layer.top_share * E;
     layer.repeats = s->pairs ? (double)s->repeats[l] / (double)s->pairs : 0;
     if (s->options->ranks > 0) layer.balancedness = balancedness_of(s, counts);
-    cli_top_experts(s->loads, E, (uint32_t)s->options->top, s->top);
+    layer.n_top = (uint32_t)s->options->top < E - layer.unused ? (uint32_t)s->options->top : E - layer.unused;
+    cli_top_experts(s->loads, E, layer.n_top, s->top);
     return layer;
 }
 

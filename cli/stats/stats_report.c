@@ -3,6 +3,7 @@
 #include "stats/stats.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 
 /* Tokens that top-k and top-p kept at a sampled one; there are masked tokens. */
@@ -56,11 +57,10 @@ static void print_spread(const stats *s, uint32_t l) {
     printf("  ");
     for (int b = 0; b < STATS_N_BINS; b++) printf(" %5" PRIu32, layer.bins[b]);
     printf(" ");
-    for (uint64_t t = 0; t < s->options->top; t++)
-        printf(" %" PRIu32 " %.2f%%%s", layer.top[t],
-               total > 0 ? 100 * (double)counts[layer.top[t]] / total : 0,
-               t + 1 < s->options->top ? "," : "");
-    printf("\n");
+    for (uint32_t t = 0; t < layer.n_top; t++)
+        printf(" %" PRIu32 " %.2f%%%s", layer.top[t], 100 * (double)counts[layer.top[t]] / total,
+               t + 1 < layer.n_top ? "," : "");
+    printf("%s\n", layer.n_top == 0 ? " -" : "");
 }
 
 static void print_indexers(const stats *s) {
@@ -91,9 +91,10 @@ void stats_print_tables(const stats *s) {
            "top share", "unused");
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) {
         const stats_layer load = stats_layer_of(s, l);
-        printf("%6" PRIu32 " %12" PRIu64 " %10.3f %9.4f %8" PRIu32 " %9.2f%% %8" PRIu32 "\n",
-               s->model->moe_layers[l], stats_choices(s, l), load.max_over_mean, load.entropy, load.top[0],
-               100 * load.top_share, load.unused);
+        printf("%6" PRIu32 " %12" PRIu64 " %10.3f %9.4f", s->model->moe_layers[l], stats_choices(s, l),
+               load.max_over_mean, load.entropy);
+        load.n_top > 0 ? printf(" %8" PRIu32, load.top[0]) : printf(" %8s", "-");
+        printf(" %9.2f%% %8" PRIu32 "\n", 100 * load.top_share, load.unused);
     }
     print_head(s);
     for (uint32_t l = 0; l < s->model->n_moe_layers; l++) print_spread(s, l);
@@ -123,14 +124,14 @@ static void json_layer(const stats *s, uint32_t l) {
            stats_choices(s, l));
     json_pair("max_over_mean", load.max_over_mean);
     json_pair("entropy", load.entropy);
-    printf(",\"top_expert\":%" PRIu32, load.top[0]);
+    json_pair("top_expert", load.n_top > 0 ? (double)load.top[0] : (double)NAN);
     json_pair("top_share", load.top_share);
     json_pair("repeats", load.repeats);
     if (s->options->ranks) json_pair("balancedness", load.balancedness);
     if (s->model->n_weightless > 0) json_pair("weightless", load.weightless);
     printf(",\"unused\":%" PRIu32, load.unused);
     json_list("histogram", load.bins, STATS_N_BINS);
-    json_list("top", load.top, s->options->top);
+    json_list("top", load.top, load.n_top);
     printf(",\"counts\":[");
     for (uint32_t e = 0; e < s->model->num_experts; e++)
         printf("%s%" PRIu64, e ? "," : "", s->counts[(size_t)l * s->model->num_experts + e]);

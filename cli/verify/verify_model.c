@@ -1,7 +1,19 @@
 /* verify_model.c - see verify_model.h. */
 #include "verify/verify_model.h"
+#include "command.h"
 #include "wb_check.h"
 #include "wb_model.h"
+
+static wb_status check_record(wb_dump *dump, uint64_t i, const wb_route_model *model, bool other_rate,
+                              const wb_hash_routes *hash) {
+    wb_record record;
+    WB_TRY(wb_dump_record(dump, i, &record));
+    wb_status status = other_rate ? wb_record_check(model, &record, false) : WB_OK;
+    if (status != WB_OK) status = wb_fail_context(WB_MISMATCH, "indexers of the model");
+    if (status == WB_OK && hash) status = wb_record_check_hash(model, hash, &record);
+    wb_dump_release(dump, i);
+    return status;
+}
 
 /* What wb_dump_verify cannot know: how many entries a token sees, where the dump does not say so, and the
  * tables; hash: NULL where there is none to compare with. */
@@ -9,16 +21,14 @@ static wb_status check_records(wb_dump *dump, const wb_route_model *model, const
     const uint64_t n = wb_dump_get_info(dump).records;
     const bool other_rate = wb_dump_model(dump)->indexer_rate != model->indexer_rate;
     if (!hash && !other_rate) return WB_OK;
-    for (uint64_t i = 0; i < n; i++) {
-        wb_record record;
-        WB_TRY(wb_dump_record(dump, i, &record));
-        wb_status status = other_rate ? wb_record_check(model, &record, false) : WB_OK;
-        if (status != WB_OK) status = wb_fail_context(WB_MISMATCH, "indexers of the model");
-        if (status == WB_OK && hash) status = wb_record_check_hash(model, hash, &record);
-        wb_dump_release(dump, i);
-        WB_TRY(status);
+    cli_progress progress = cli_progress_start();
+    wb_status status = WB_OK;
+    for (uint64_t i = 0; i < n && status == WB_OK; i++) {
+        status = check_record(dump, i, model, other_rate, hash);
+        cli_progress_records(&progress, i + 1, n, 0);
     }
-    return WB_OK;
+    cli_progress_end(&progress);
+    return status;
 }
 
 wb_status verify_model_open(const char *dir, verify_model *model_out) {

@@ -17,6 +17,12 @@ extern "C" {
 
 /* ---- online: the handle -------------------------------------------------------------------------- */
 
+/* What a rank was at when it fed a token. Prefill: a prompt, and whatever is fed again, after a preemption or
+ * behind a state that went back, with the last token that is fed in one pass with it. Decode: the one token
+ * of a request in a step, and drafts. Replay: a training forward. A token that is fed again is a load again,
+ * and one that is taken over from a prefix cache is none. Records do not say so: each has its row once, and
+ * wb_load_add_record tells prompt from answer by position. So the counts of a dump are those of the engine
+ * that wrote it where it fed every token once. */
 typedef enum wb_phase { WB_PHASE_PREFILL, WB_PHASE_DECODE, WB_PHASE_REPLAY } wb_phase;
 enum { WB_N_PHASES = 3 };
 #define WB_PHASES_ALL 7u /* a set of phases: bit 1 << phase */

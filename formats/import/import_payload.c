@@ -63,11 +63,17 @@ static wb_status of_envelope(const char *at, const char *end, wb_owner *owner, i
 
 static wb_status of_text(const import_value *v, import_type raw, wb_owner *owner, import_array *out) {
     static const char mark[] = "nrlre1:";
-    const size_t n = sizeof mark - 1;
+    const size_t n = sizeof mark - 1, n_name = sizeof "nrlre" - 1;
     const uint8_t *bytes = NULL;
     size_t size = 0;
     if (v->length >= n && memcmp(v->text, mark, n) == 0)
         return of_envelope(v->text + n, v->text + v->length, owner, out);
+    /* Base64 has no colon, so that this is an envelope, of a version that nobody here knows. */
+    const char *colon =
+        v->length >= n && memcmp(v->text, mark, n_name) == 0 ? memchr(v->text, ':', v->length) : NULL;
+    if (colon)
+        return wb_fail(WB_UNSUPPORTED, "expected nrlre1, found %.*s",
+                       colon - v->text < 40 ? (int)(colon - v->text) : 40, v->text);
     WB_TRY(wb_import_base64(v->text, v->length, owner, &bytes, &size));
     return of_bytes(bytes, size, raw, owner, out);
 }

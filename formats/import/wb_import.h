@@ -26,7 +26,7 @@ extern "C" {
  * msgpack or a .npz file of arrays. Rows are those of all hidden layers, of which the MoE layers are taken,
  * or those of the MoE layers alone, in C order, [n - 1 - start, layers, K]. What an engine leaves in dense
  * layers is not looked at. Routes may be nested lists of integers, an array, a whole .npy file (base64 in
- * JSON), or a map {data, shape, dtype, start}.
+ * JSON), or a map {data, shape, dtype, start}; an array of two dimensions is [n - 1 - start, layers * K].
  *
  * vllm: `choices[i].routed_experts`, a .npy file in base64; before 0.22 `prompt_routed_experts` [P, ..] of
  *     the answer and `routed_experts` [G - 1 or G, ..] of each choice.

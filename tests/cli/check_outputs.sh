@@ -89,7 +89,7 @@ expect 2 "$waybill" "${eplb[@]}" "$scratch/run.wbr" --trials=4294967296
 err_has "--trials: expected 0..4294967295, found 4294967296"
 
 # ---- a reader that has seen enough is no fault of any command
-for command in inspect verify "cat --routes" "cat --json" stats "stats --json" "diff $golden/good_u8.wbr" "eplb --ranks 4 --slots 12" "eplb --json --ranks 4 --slots 12"; do
+for command in inspect "inspect --json" verify "cat --routes" "cat --json" stats "stats --json" "diff $golden/good_u8.wbr" "eplb --ranks 4 --slots 12" "eplb --json --ranks 4 --slots 12"; do
     { sleep 0.2; "$waybill" $command "$scratch/run.wbr" 2>"$scratch/err"; echo $? >"$scratch/code"; } | true
     [ "$(cat "$scratch/code")" -eq 0 ] || fault "$command to a closed pipe: exit code $(cat "$scratch/code")"
     err_is_empty
@@ -101,11 +101,13 @@ for command in --help --version help "help eplb" "stats --help"; do
 done
 
 # ---- a dump through a pipe: the same words, but for its name
-for command in "stats --json" "cat --json"; do
+for command in "stats --json" "inspect --json" "cat --json"; do
     "$waybill" $command "$scratch/run.wbr" >"$scratch/wanted" 2>"$scratch/err" || fault "$command"
     cat "$scratch/run.wbr" | "$waybill" $command - >"$scratch/out" 2>"$scratch/err" || fault "$command of a pipe"
     cmp -s <(sed "s|$scratch/run.wbr|/dev/stdin|" "$scratch/wanted") "$scratch/out" || fault "$command of a pipe says something else"
 done
+printf x | "$waybill" verify - >"$scratch/out" 2>"$scratch/err"
+err_has "waybill: /dev/stdin: not a waybill.routes file"
 cat "$scratch/run.wbr" | "$waybill" eplb --json --ranks 4 --slots 12 - >"$scratch/out" 2>"$scratch/err" || fault "eplb of a pipe"
 out_has '"records":3'
 

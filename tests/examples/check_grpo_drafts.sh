@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # check_grpo_drafts.sh - waybill-grpo with drafts, of an MTP layer and of a request's own text: the samples are those without, training
-# follows each of their rows and has the rollout's log-probabilities, and some drafts are right. Tokens of prompts are fed or taken over.
+# follows each of their rows and has the rollout's log-probabilities, and some drafts are right, also while experts move. Tokens of
+# prompts are fed or taken over.
 # usage: check_grpo_drafts.sh BUILD_DIR SOURCE_DIR
 . "$(dirname "$0")/grpo_checks.sh"
 
 run 1 --make-base text --warmup-steps 20 --quiet || fail "make-base"
 ln -s "$source/tests/golden/oracles/deepseek_v3_mtp" mtp
+for family in qwen3_next qwen3_5_moe; do ln -s "$source/tests/golden/oracles/${family}_mtp" $family; done
 # samples OUT: what was generated, whichever rank did
 samples() { "$waybill" cat "$1/dump" --tokens --json | sort; }
 # numbers OUT: of metrics.jsonl what does not depend on time and drafts
@@ -20,12 +22,12 @@ counted() {
         fail "$1: $prompts tokens of prompts, of which $fed were fed and $taken taken over"
 }
 
-# sampled MODEL RANKS DRAFTS STEPS: runs with and without
+# sampled MODEL RANKS DRAFTS STEPS OPTION...: runs with and without
 sampled() {
     local out=$1_$2_$3
     for drafts in 0 "$3"; do
         run "$2" --model "$1" --out "${out}_of_$drafts" --steps "$4" --prompts 6 --samples 4 --updates 2 --max-tokens 24 --lr 3e-4 \
-            --block-size 2 --stop-token none --seed 5 --max-drafts "$drafts" >log 2>&1 || { cat log; fail "$1 on $2 ranks, $drafts drafts"; }
+            --block-size 2 --stop-token none --seed 5 --max-drafts "$drafts" "${@:5}" >log 2>&1 || { cat log; fail "$1 on $2 ranks, $drafts drafts"; }
     done
     grep -q 'drafts accepted [0-9]* %' log || { cat log; fail "$out: no acceptance is printed"; }
     cmp <(samples "${out}_of_0") <(samples "${out}_of_$3") || fail "$out: other samples than without drafts"
@@ -49,4 +51,10 @@ sampled mtp 1 3 2
 cmp <(numbers mtp_1_3_of_0) <(numbers mtp_1_3_of_3) || fail "other numbers than without drafts"
 # On more ranks another one may take a group, and sums go in another order from the first update on.
 sampled mtp 2 3 1
+for family in qwen3_next qwen3_5_moe; do
+    sampled $family 2 3 1 --samples 8 --max-tokens 40 --eplb live --redundant-experts 2 --rebalance-every 1 --layers-per-chunk 1
+    for drafts in 0 3; do
+        field ${family}_2_3_of_$drafts/metrics.jsonl moved_bytes | grep -qv '^0\.0*$' || fail "$family, $drafts drafts: no expert moved"
+    done
+done
 echo "all well"

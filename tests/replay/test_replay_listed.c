@@ -240,7 +240,7 @@ static void test_what_is_refused(void **unused) {
     wb_replay_options o = wb_replay_options_default();
     listed_record x;
     wb_replay *r = NULL;
-    int32_t listed[K], wrong[K] = {0, 1, 2, 3};
+    int32_t listed[K], wrong[K];
     uint8_t direction;
     wb_replay_indexer_slice slice;
     without.n_indexer_layers = without.indexer_k = 0;
@@ -254,20 +254,26 @@ static void test_what_is_refused(void **unused) {
     plan_one(r, 1, &s);
     OK(wb_replay_indexer_rows(r, 0, 0, 7, 1, listed, &direction, &slice));
     OK(wb_replay_indexer_store(r, 0, 0, 7, 1, listed, NULL));
-    if (memcmp(listed, wrong, sizeof wrong) == 0) wrong[3] = 4;
+    char planned[96];
+    assert_true(listed[3] >= 0);
+    memcpy(wrong, (const int32_t[K]){listed[0], listed[1], listed[2], -1}, sizeof wrong);
+    snprintf(planned, sizeof planned,
+             "number 3 of its list: expected as planned %" PRId32 " of 4 positions, found -1 of 3",
+             listed[3]);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, wrong, NULL), WB_MISMATCH);
-    HAS_MESSAGE("micro-batch 0, indexer of model layer 2, row 7: the row did not look where");
+    HAS_MESSAGE("micro-batch 0, indexer of model layer 2, row 7: request r-5, position 7: ");
+    HAS_MESSAGE(planned);
     memcpy(wrong, (const int32_t[K]){3, 2, -1, -1}, sizeof wrong);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, listed, wrong), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("not ascending");
+    HAS_MESSAGE("request r-5, position 7: number 1 of its list: expected a position above 3, found 2");
     memcpy(wrong, (const int32_t[K]){3, -1, 5, -1}, sizeof wrong);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, listed, wrong), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("behind a -1");
+    HAS_MESSAGE("number 2 of its list: expected behind the last position -1, found 5");
     memcpy(wrong, (const int32_t[K]){3, 8, -1, -1}, sizeof wrong);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, listed, wrong), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("beyond those that the row sees");
+    HAS_MESSAGE("number 1 of its list: expected a position below 8, found 8");
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 11, 1, NULL, NULL), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("the positions used are needed");
+    HAS_MESSAGE("row 11: request r-5, position 11: it chose natively: expected the positions");
     assert_int_equal(wb_replay_indexer_rows(r, 0, 3, 0, 1, listed, &direction, &slice), WB_INVALID_ARGUMENT);
     HAS_MESSAGE("indexer layer 3: the replay was opened with 3");
     assert_int_equal(wb_replay_indexer_rows(r, 0, 0, 12, 1, listed, &direction, &slice), WB_INVALID_ARGUMENT);
@@ -296,9 +302,9 @@ static void test_entries_that_are_complete(void **unused) {
     const wb_segment s = fixture_segment(&x.f, 0, 12);
     plan_one(r, 1, &s);
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, future, NULL), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("row 7: a position is beyond those that the row sees");
+    HAS_MESSAGE("row 7: request r-5, position 7: number 3 of its list: expected a position below 4, found 4");
     assert_int_equal(wb_replay_indexer_store(r, 0, 0, 7, 1, fewer, NULL), WB_INVALID_ARGUMENT);
-    HAS_MESSAGE("row 7: fewer positions than its indexer chooses");
+    HAS_MESSAGE("row 7: request r-5, position 7: expected a count of 4, found 3");
     OK(wb_replay_indexer_store(r, 0, 0, 7, 1, all, NULL));
     wb_replay_close(r);
     fixture_close(&x.f);

@@ -141,6 +141,35 @@ static void test_rule_6_new_weights_forget_every_prefix(void **state) {
     rig_close(&r);
 }
 
+/* Weights that are refused are not the engine's: what it knows by the present ones is still had. */
+static void test_refused_weights_forget_nothing(void **state) {
+    (void)state;
+    rig r = open_rig();
+    const wb_config c = config();
+    wb_config wider = config();
+    wider.vocab_size += 1;
+    wb_device *device = NULL;
+    must(wb_device_open_cpu(1, &device), "device");
+    rig packed = rig_open_with(&c, 6, device, NULL, WB_F32, WB_F32, true),
+        other = rig_open(&wider, 6, 1, NULL);
+    ask first = ask_fixed("first", 23, 5), second = ask_fixed("second", 23, 5);
+    wb_engine *engine = engine_with_cache(r.model, 32, 4, 64);
+    wb_completion_free(complete(engine, &first));
+    assert_int_equal(WB_UNSUPPORTED, wb_engine_set_weights(engine, packed.model, 1));
+    assert_non_null(strstr(wb_error_message(), "inference only"));
+    assert_int_equal(WB_MISMATCH, wb_engine_set_weights(engine, other.model, 1));
+    assert_int_equal(6, wb_engine_get_stats(engine).known_blocks);
+    wb_completion *alone = run_alone(r.model, &second), *done = complete(engine, &second);
+    assert_same(r.model, alone, done);
+    assert_int_equal(20, wb_engine_get_stats(engine).taken_over_tokens);
+    wb_completion_free(done);
+    wb_completion_free(alone);
+    wb_engine_close(engine);
+    rig_close(&other);
+    rig_close(&packed);
+    rig_close(&r);
+}
+
 /* Keys that were begun by the old weights never become known, however the request goes on. */
 static void test_keys_of_two_versions_stay_unknown(void **state) {
     (void)state;
@@ -223,6 +252,7 @@ int main(void) {
         cmocka_unit_test(test_the_last_token_is_always_fed),
         cmocka_unit_test(test_a_group_prefills_its_prompt_once),
         cmocka_unit_test(test_rule_6_new_weights_forget_every_prefix),
+        cmocka_unit_test(test_refused_weights_forget_nothing),
         cmocka_unit_test(test_keys_of_two_versions_stay_unknown),
         cmocka_unit_test(test_the_pool_forgets_what_rested_longest),
         cmocka_unit_test(test_a_group_goes_on_behind_a_snapshot),

@@ -371,6 +371,8 @@ def make_vllm():
     for name, dtype in (("i1", np.int8), ("i2_big", ">i2"), ("u2_big", ">u2"), ("i4", np.int32), ("i8", np.int64), ("u8", np.uint64)):
         good("vllm", name, lines(vllm(choice(A, rows(A).astype(dtype)), of=A)), done)
     good("vllm", "fortran", lines(vllm(choice(A, np.asfortranarray(rows(A, dtype=np.uint8))), of=A)), done)
+    flat = rows(A, dtype=np.uint8)
+    good("vllm", "two_dims", lines(vllm(choice(A, flat.reshape(len(flat), -1)), of=A)), done)
     good("vllm", "moe_layers", lines(vllm(choice(A, rows(A, hidden=False, dtype=np.uint8)), of=A)), done)
     good("vllm", "start", lines(vllm(choice(A, rows(A, 3, dtype=np.uint8)), of=A, routed_experts_prompt_start=3)),
          expected(A, "cmpl-1", finish="stop", start=3))
@@ -481,8 +483,8 @@ def make_nemo_rl():
     bad("nemo-rl", "int8_of_300", lines(answer(W, rows(W).astype(np.int8))), "MISMATCH", "experts 0..299, found int8", model="wide")
     for what, text, message in (("no_shape", "nrlre1:int16:AAAA", "nrlre1: expected"), ("two_dims", "nrlre1:int16:6x6:AAAA", "6x6"),
                                 ("type", "nrlre1:float32:6x3x2:AAAA", "float32"), ("bytes", "nrlre1:int16:6x3x2:AAAA", "expected 72 bytes"),
-                                ("version", "nrlre2:int16:6x3x2:AAAA", "base64")):
-        status = "UNSUPPORTED" if what == "type" else "CORRUPT"
+                                ("version", "nrlre2:int16:6x3x2:AAAA", "expected nrlre1, found nrlre2")):
+        status = "UNSUPPORTED" if what in ("type", "version") else "CORRUPT"
         bad("nemo-rl", what, lines(dict(answer(A, moe), routed_experts=text)), status, message)
     huge = "nrlre1:int32:4294967295x4294967295x4294967295:AAAA"
     bad("nemo-rl", "huge_shape", lines(dict(answer(A, moe), routed_experts=huge)), "CORRUPT", "nrlre1: expected a shape that fits memory")

@@ -13,6 +13,7 @@ expect 0 "$waybill" inspect "$golden/good_zstd.wbr"
 out_has "zstd in 3"
 expect 0 "$waybill" inspect "$golden/good_indexer_rate.wbr"
 out_has "indexers     up to 5 entries of 3 tokens each, of layers 0, 1, 2; layer 1 uses that of 0"
+out_has "indexer rows "
 expect 0 "$waybill" inspect --rid golden-1 "$golden/good_u8.wbr"
 out_has "rows of record golden-0"
 expect 0 "$waybill" inspect --rid golden-2 "$golden/good_u8_valid.wbr"
@@ -26,6 +27,30 @@ expect 0 "$waybill" inspect --rid golden-1 "$golden/good_u8.wbr"
 out_lacks "indexers"
 expect 1 "$waybill" inspect --rid golden-9 "$golden/good_u8.wbr"
 err_has "golden-9"
+
+# The same sums as of its records; raw is a list of 5 positions of 4 bytes for each of two indexers.
+for file in good_indexer_rate good_indexer_zstd good_indexer; do
+    [ -e "$golden/$file.wbr" ] || continue
+    expect 0 "$waybill" inspect --json "$golden/$file.wbr"
+    cp "$scratch/out" "$scratch/sums"
+    stored=0 rows=0
+    for rid in golden-0 golden-1 golden-2; do
+        expect 0 "$waybill" inspect --rid $rid "$golden/$file.wbr"
+        read -r more bytes < <(sed -n 's/^indexers     \([0-9]*\) rows .* stored in \([0-9]*\) bytes/\1 \2/p' "$scratch/out")
+        rows=$((rows + ${more:-0})) stored=$((stored + ${bytes:-0}))
+        more='' bytes=''
+    done
+    python "import json, sys
+s = json.load(open(sys.argv[1]))
+assert s['indexer'] == {'rows': $rows, 'bytes': $stored, 'raw_bytes': $rows * 2 * 5 * 4}, s
+assert 0 < s['indexer']['bytes'] < s['indexer']['raw_bytes'], s
+assert s['routes']['raw_bytes'] == 4 * s['routes']['rows'] and s['records'] == 3 and s['lost_bytes'] == 0, s" \
+        "$scratch/sums" || fault "inspect --json $file"
+done
+expect 0 "$waybill" inspect --json "$golden/good_u8.wbr"
+out_lacks indexer
+expect 2 "$waybill" inspect --json --rid golden-1 "$golden/good_u8.wbr"
+err_has "cat --rid RID --json"
 
 size=$(stat -c %s "$golden/good_no_index.wbr")
 head -c $((size - 1)) "$golden/good_no_index.wbr" >"$scratch/cut.wbr"

@@ -30,6 +30,14 @@ err_has "--ranks: expected 1..65536, found 0"
 expect 0 "$waybill" stats --json --top 64 "$golden/good_u8.wbr"
 out_lacks balancedness
 grep -qE '"top":\[[0-7](,[0-7]){7}\]' "$scratch/out" || fault "expected all 8 experts in the order of their counts"
+# Without records no expert is chosen most.
+head -c "$(($(grep -abo golden-0 "$golden/good_u8.wbr" | head -n 1 | cut -d : -f 1) - 6))" "$golden/good_u8.wbr" >"$scratch/none.wbr"
+expect 0 "$waybill" stats --json --top 3 "$scratch/none.wbr"
+out_has '"records":0,'
+[ "$(grep -o '"top_expert":null,"top_share":0,' "$scratch/out" | wc -l)" = 2 ] || fault "expected no most chosen expert"
+[ "$(grep -o '"top":\[\]' "$scratch/out" | wc -l)" = 2 ] || fault "expected no experts in a list of the most chosen ones"
+expect 0 "$waybill" stats --top 3 "$scratch/none.wbr"
+[ "$(grep -cE '^ +[12] +0 +0\.000 +0\.0000 +- +0\.00% +8$| 0  -$' "$scratch/out")" = 4 ] || fault "expected - for no expert"
 expect 0 "$waybill" stats --ranks 8 --top 1 "$golden/good_u8.wbr"
 out_has "balanced"
 expect 0 "$waybill" stats "$golden/good_indexer.wbr"
