@@ -1,4 +1,4 @@
-/* command_paths.c - what a subcommand writes is none of what it reads, no two outputs are one file, no two
+/* command_paths.c - what a subcommand writes is none of what it reads, no two outputs are one file and no two
  * inputs one pipe; see command.h. Files are compared by what they are, not by name: links are followed. An
  * output can be written, which is found before the work and not after it. Refuses: whether a file can be read
  * (whoever opens it says that). */
