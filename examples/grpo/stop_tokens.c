@@ -50,6 +50,20 @@ wb_status stop_tokens_check(const char *option) {
     return !option || strcmp(option, "none") == 0 ? WB_OK : read_stops(option, ids, &n);
 }
 
+/* Anything else would be as if it were not there, and no token would end a sample. */
+static wb_status check_ids(const json_t *ids, const char *path) {
+    bool are_ids = !ids || json_is_null(ids) || json_is_integer(ids) || json_is_array(ids);
+    for (size_t i = 0; are_ids && i < json_array_size(ids); i++)
+        are_ids = json_is_integer(json_array_get(ids, i));
+    if (are_ids) return WB_OK;
+    char *text = json_dumps(ids, JSON_COMPACT | JSON_ENCODE_ANY);
+    const wb_status status =
+        wb_fail(WB_CORRUPT, "%s: eos_token_id: expected a token id, a list of them or null, found %.40s",
+                path, text ? text : "something else");
+    free(text);
+    return status;
+}
+
 /* "eos_token_id" of DIR/name: a number or a list of them. *found_out: the file has it. */
 static wb_status stops_of_file(stop_tokens *stops, const char *dir, const char *name, int32_t vocab_size,
                                bool *found_out) {
@@ -61,13 +75,13 @@ static wb_status stops_of_file(stop_tokens *stops, const char *dir, const char *
     WB_TRY(text_json(path, &object));
     const json_t *ids = json_object_get(object, "eos_token_id");
     size_t n = json_is_array(ids) ? json_array_size(ids) : json_is_integer(ids);
-    wb_status status = WB_OK;
-    if (n > MAX_STOP_TOKENS)
+    wb_status status = check_ids(ids, path);
+    if (status == WB_OK && n > MAX_STOP_TOKENS)
         status = wb_fail(WB_CAPACITY, "%s: eos_token_id: expected at most %d ids, found %zu", path,
                          MAX_STOP_TOKENS, n);
     for (size_t i = 0; status == WB_OK && i < n; i++) {
         const json_t *id = json_is_array(ids) ? json_array_get(ids, i) : ids;
-        status = add_stop(stops, json_is_integer(id) ? json_integer_value(id) : -1, vocab_size, path);
+        status = add_stop(stops, json_integer_value(id), vocab_size, path);
     }
     *found_out = n > 0;
     json_decref(object);

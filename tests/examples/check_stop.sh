@@ -130,7 +130,12 @@ refused "large/generation_config.json: " --out bad "${own[@]}" --model large --l
 run 1 --out piped "${own[@]}" --task jsonl:/dev/stdin --long-prompts skip <task.jsonl >/dev/null 2>log || { cat log; fail "prompts from a pipe"; }
 refused "expected less than the model's" --out bad "${own[@]}" --max-tokens 100000
 # The end of a sample: what the checkpoint says, several tokens, or none.
-cp -r base eos && echo '{"eos_token_id": [3, 7]}' >eos/generation_config.json
+cp -r base eos
+for ids in '"15"' 1.5 true '{"id":15}' '[15,"3"]' '[[15]]'; do
+    echo "{\"eos_token_id\": $ids}" >eos/generation_config.json
+    refused "eos/generation_config.json: eos_token_id: expected a token id, a list of them or null, found $ids" --out bad "${own[@]}" --model eos
+done
+echo '{"eos_token_id": [3, 7]}' >eos/generation_config.json
 run 2 --out eos_run "${own[@]}" --model eos --long-prompts skip >/dev/null 2>log || { cat log; fail "eos"; }
 grep -q "samples end at token 3, and others (generation_config.json)" log || { cat log; fail "eos is not said"; }
 run 2 --out none "${own[@]}" --stop-token none --long-prompts skip >/dev/null 2>log || { cat log; fail "none"; }
