@@ -1,7 +1,7 @@
-/* command_paths.c - what a subcommand writes is none of what it reads, and no two outputs are one file; see
- * command.h. Files are compared by what they are, not by name: links are followed. It can be
- * written, which is found before the work and not after it. Refuses: whether a file can be read (whoever
- * opens it says that). */
+/* command_paths.c - what a subcommand writes is none of what it reads, no two outputs are one file and no two
+ * inputs one pipe; see command.h. Files are compared by what they are, not by name: links are followed. An
+ * output can be written, which is found before the work and not after it. Refuses: whether a file can be read
+ * (whoever opens it says that). */
 #include "command.h"
 #include "wb_file.h"
 
@@ -122,6 +122,16 @@ static int check_pair(const cli_command *self, const cli_path *a, const cli_path
                            b->name, b->path, a->dashes, a->name);
 }
 
+/* `cat run.wbr | waybill diff - -`: the second one would find nothing. A file as standard input is read from
+ * its beginning each time. */
+static int check_read_once(const cli_command *self, const cli_path *a, const cli_path *b) {
+    struct stat first, second;
+    if (stat(a->path, &first) != 0 || stat(b->path, &second) != 0 || !same(&first, &second)) return CLI_OK;
+    if (!S_ISFIFO(first.st_mode) && !S_ISSOCK(first.st_mode)) return CLI_OK;
+    return cli_usage_error(self, "%s%s: expected another input than %s%s, found one pipe as both", b->dashes,
+                           b->name, a->dashes, a->name);
+}
+
 /* A pipe is not opened for a look: its reader would take the close for the end of the data. */
 static int check_writable(const cli_path *output) {
     struct stat file;
@@ -142,6 +152,9 @@ static int check_writable(const cli_path *output) {
 int cli_check_paths(const cli_command *self, const cli_arguments *arguments) {
     const cli_paths paths = paths_of(self, arguments);
     int code = check_stdout(self, &paths);
+    for (size_t i = 0; i < paths.n_inputs; i++)
+        for (size_t k = 0; code == CLI_OK && k < i; k++)
+            code = check_read_once(self, &paths.inputs[k], &paths.inputs[i]);
     for (size_t i = 0; code == CLI_OK && i < paths.n_outputs; i++) {
         code = check_output(self, &paths, &paths.outputs[i]);
         for (size_t k = 0; code == CLI_OK && k < i; k++)

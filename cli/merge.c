@@ -4,6 +4,7 @@
 
 #include <inttypes.h>
 #include <stddef.h>
+#include <string.h>
 
 typedef struct merge_options {
     bool force;
@@ -29,10 +30,10 @@ static int append_all(merge *m, const char *path, wb_dump *dump) {
     const uint64_t n = wb_dump_get_info(dump).records;
     for (uint64_t i = 0; i < n; i++) {
         wb_status status = wb_dump_append_stored(m->out.writer, dump, i);
-        if (status != WB_OK) {
+        /* What is wrong with the dump is said with its file; what the output has already is not. */
+        if (status != WB_OK && strncmp(wb_error_message(), path, strlen(path)) != 0)
             (void)wb_fail_context(status, "%s", path);
-            return cli_fail();
-        }
+        if (status != WB_OK) return cli_fail();
         m->records++;
         if (cli_progress_due(&m->progress))
             cli_progress_show(&m->progress, (double)(i + 1), (double)n,

@@ -9,6 +9,7 @@ the rollout had.
 """
 
 import argparse
+import sys
 
 import numpy as np
 import torch
@@ -29,11 +30,13 @@ def batch_of(records, device):
 
 
 def observe(replay, records, ids, logits):
-    """Tells the replay the log-probabilities of the sampled tokens, then and now."""
+    """Tells the replay the log-probabilities of the sampled tokens, then and now. A text's first token follows no
+    other one: without a prompt the model says nothing of it."""
     logprobs = torch.log_softmax(logits.float(), -1).cpu()
     for b, record in enumerate(records):
-        at = torch.arange(record.prompt_len, len(record))
-        replay.observe_logprobs(record.logprobs, logprobs[b, at - 1, ids[b, at].cpu()].numpy())
+        at = torch.arange(max(record.prompt_len, 1), len(record))
+        then = record.logprobs[len(record.logprobs) - len(at) :]
+        replay.observe_logprobs(then, logprobs[b, at - 1, ids[b, at].cpu()].numpy())
 
 
 def main():
@@ -70,4 +73,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (waybill.Error, OSError) as error:  # transformers has OSError for a checkpoint that is none
+        sys.exit(f"03_transformers.py: {error}")

@@ -38,7 +38,11 @@ def run(program, arguments, log):
     # One process that looks for no mpirun.
     environment = dict(os.environ, OMPI_MCA_ess_singleton_isolated="1", OMP_NUM_THREADS="1")
     with open(log, "w") as file:
-        if subprocess.run([program, *arguments], stdout=file, stderr=file, env=environment).returncode != 0:
+        try:
+            status = subprocess.run([program, *arguments], stdout=file, stderr=file, env=environment).returncode
+        except OSError as error:
+            sys.exit(f"{program}: cannot be run: {error.strerror}")
+        if status != 0:
             sys.exit(f"{program} {' '.join(arguments)}: failed, see {log}")
 
 

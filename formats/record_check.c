@@ -215,3 +215,21 @@ wb_status wb_record_check(const wb_route_model *model, const wb_record *record, 
         WB_TRY(ids_check(model, record, &record->routes[i]));
     return WB_OK;
 }
+
+wb_status wb_record_check_vocabulary(const wb_record *record, uint32_t vocab_size) {
+    const uint32_t n_new = record->n_tokens - record->prompt_len;
+    for (uint32_t i = 0; vocab_size > 0 && i < record->n_tokens; i++)
+        if (record->tokens[i] >= vocab_size)
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "record %s: position %" PRIu32 ": expected a token of the model's, 0..%" PRIu32
+                           ", found %" PRIu32,
+                           record->rid, i, vocab_size - 1, record->tokens[i]);
+    for (uint32_t i = 0, k = 0; vocab_size > 0 && record->mask_ends && i < n_new; i++)
+        for (; k < record->mask_ends[i]; k++)
+            if (record->mask_ids[k] >= vocab_size)
+                return wb_fail(WB_INVALID_ARGUMENT,
+                               "record %s: mask of position %" PRIu32
+                               ": expected tokens of the model's, 0..%" PRIu32 ", found %" PRIu32,
+                               record->rid, record->prompt_len + i, vocab_size - 1, record->mask_ids[k]);
+    return WB_OK;
+}

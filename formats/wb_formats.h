@@ -334,6 +334,11 @@ WB_API wb_kl_terms wb_kl_of_token(float sampled_logprob, float other_logprob);
  * message that names rid, position and MoE layer otherwise. */
 WB_API wb_status wb_record_check(const wb_route_model *model, const wb_record *record, bool deep);
 
+/* Whether the tokens of a record, which has passed wb_record_check, and those that it kept in sampling are
+ * below vocab_size; 0: not known, and nothing is compared. INVALID_ARGUMENT names rid, position and token of
+ * the first that is not: what takes it would read beyond a model's embedding, or its logits. */
+WB_API wb_status wb_record_check_vocabulary(const wb_record *record, uint32_t vocab_size);
+
 /* Where tokens go in the hash-routed layers of a model: not by a router's logits but by a table, the same for
  * a token wherever it stands. */
 typedef struct wb_hash_routes {

@@ -78,7 +78,7 @@ static void declare_decoder(wb_registry *registry) {
     m->end = wb_hyper_declare(registry, -1, "model.hc_head.hc_fn", "model.hc_head.hc_base",
                               "model.hc_head.hc_scale", 0);
     m->lm_head =
-        m->config.tie_word_embeddings ? m->embed : wb_registry_matrix(registry, -1, "lm_head.weight", V, H);
+        m->config.tie_word_embeddings ? m->embed : wb_registry_linear(registry, -1, "lm_head.weight", V, H);
 }
 
 static void declare_all(wb_registry *registry) {

@@ -3,7 +3,7 @@
 #include "collective.h"
 #include "hash_tables.h"
 #include "model_copy_travel.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 
 /* ---- where an expert of this rank is --------------------------------------------------------- */
 
@@ -75,7 +75,7 @@ static wb_status copy_local(const wb_model *to, const wb_model *from) {
 static wb_status copy_all(wb_model *to, const wb_model *from, bool travels) {
     WB_TRY(copy_local(to, from));
     if (travels) WB_TRY(wb_model_copy_travel(to, from));
-    return wb_model_pack_experts(to);
+    return wb_model_pack_weights(to);
 }
 
 wb_status wb_model_prepare_copy(wb_model *to, const wb_model *from) {

@@ -1,6 +1,6 @@
 /* model_copy_travel.c - see model_copy_travel.h. */
 #include "model_copy_travel.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 #include "wb_memory.h"
 
 /* Elements of a slot that are rounded at a time lie in scratch of about this many. */

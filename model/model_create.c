@@ -2,7 +2,7 @@
  * of ranks. */
 #include "elements.h"
 #include "hash_tables.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 #include "wb_hash.h"
 #include "wb_random.h"
 
@@ -96,7 +96,7 @@ static wb_status create_local(const wb_config *config, uint64_t seed, float std,
     WB_TRY(wb_model_new(config, wb_family_rules_of(config->family), options, model));
     WB_TRY(wb_hash_tables_fill(*model, seed));
     WB_TRY(wb_model_fill_random(*model, seed, std));
-    return wb_model_pack_experts(*model);
+    return wb_model_pack_weights(*model);
 }
 
 wb_status wb_model_create(const wb_config *config, uint64_t seed, float std, const wb_model_options *options,

@@ -1,7 +1,7 @@
 /* model_open.c - a model from a checkpoint directory. Refuses: what is in the files (model_load.c). */
 #include "config.h"
 #include "hash_tables.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 #include "registry.h"
 #include "wb_memory.h"
 #include "wb_tensor_io.h"
@@ -82,7 +82,7 @@ static const char *name_of(const wb_model *m, int32_t i) {
 static wb_status load_local(wb_model *m, const wb_safetensors *files, const char *dir, uint64_t **digests) {
     WB_TRY(WB_NEW(*digests, (size_t)n_tensors_of(m), dir));
     WB_TRY(wb_model_load(m, files, dir, *digests));
-    return wb_model_pack_experts(m);
+    return wb_model_pack_weights(m);
 }
 
 /* All at once, and where they differ one by one, so that the error names the tensor. Collective. */

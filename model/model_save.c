@@ -5,7 +5,7 @@
 #include "elements.h"
 #include "fused_save.h"
 #include "hash_tables.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 #include "replica_check.h"
 #include "wb_checkpoint_dir.h"
 #include "wb_json.h"

@@ -25,7 +25,7 @@ typedef struct wb_param {
     int64_t n;                     /* elements held here: rows * cols */
     int32_t moe_layer;             /* 0..L-1: whose slots these are; -1: no slots */
     int64_t slot_elements;         /* of one slot */
-    bool packed;                   /* each slot's matrix is, as pack_weights leaves it (packed_experts.h) */
+    bool packed;                   /* each matrix is, as pack_weights leaves it (packed_weights.h) */
     const struct wb_param *shared; /* of an MTP layer: the decoder's, whose memory it has; or NULL */
 } wb_param;
 

@@ -1,7 +1,7 @@
 /* registry.c - see registry.h; and the tensors of a model for its users. Refuses: which tensors a layer has
  * (layers/), files. */
 #include "registry.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -144,6 +144,19 @@ int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *nam
                            int64_t cols) {
     const int32_t param = wb_registry_storage(registry, registry->model->dtype, rows, cols);
     wb_registry_tensor(registry, layer, -1, name, rows, cols, param, 0);
+    return param;
+}
+
+void wb_registry_multiplied(wb_registry *registry, int32_t param) {
+    if (!registry->fill) return;
+    wb_param *p = &registry->model->params[param];
+    p->packed = wb_model_packs(registry->model, p->rows, p->cols);
+}
+
+int32_t wb_registry_linear(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
+                           int64_t cols) {
+    const int32_t param = wb_registry_matrix(registry, layer, name, rows, cols);
+    wb_registry_multiplied(registry, param);
     return param;
 }
 

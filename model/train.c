@@ -6,7 +6,7 @@
 #include "layers/head.h"
 #include "needed_ops.h"
 #include "op_sizes.h"
-#include "packed_experts.h"
+#include "packed_weights.h"
 #include "train_state.h"
 #include "wb_options.h"
 

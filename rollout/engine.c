@@ -134,6 +134,7 @@ static wb_status check_device(const wb_device *device) {
 
 wb_status wb_engine_open(wb_model *model, const wb_engine_options *options, wb_engine **engine_out) {
     wb_engine_options own = defaults;
+    if (!model || !engine_out) return wb_fail(WB_INVALID_ARGUMENT, "engine: model or engine_out is NULL");
     WB_TRY(wb_options_read(&own, sizeof own, options, "engine"));
     WB_TRY(check_options(&own));
     WB_TRY(check_device(wb_model_device(model)));
@@ -175,6 +176,7 @@ wb_status wb_engine_measure(const wb_config *config, const wb_model_options *mod
                             wb_memory *memory_out) {
     wb_engine_options own = defaults;
     wb_memory memory;
+    if (!config || !memory_out) return wb_fail(WB_INVALID_ARGUMENT, "engine: config or memory_out is NULL");
     WB_TRY(wb_options_read(&own, sizeof own, options, "engine"));
     WB_TRY(check_options(&own));
     if (max_kept < 0)
@@ -243,6 +245,7 @@ void wb_engine_enter(wb_engine *engine, wb_sequence *s) {
 
 wb_status wb_engine_submit(wb_engine *engine, const wb_request *request) {
     wb_request own;
+    if (!engine || !request) return wb_fail(WB_INVALID_ARGUMENT, "submit: engine or request is NULL");
     WB_TRY(wb_request_read(request, &own));
     WB_TRY(wb_request_check(&own, &engine->limits));
     if (find(engine, own.rid)) return wb_fail(WB_INVALID_ARGUMENT, "request %s: this rid is in use", own.rid);
@@ -292,6 +295,7 @@ void wb_engine_finish(wb_engine *engine, wb_sequence *s, wb_finish reason) {
 }
 
 wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
+    if (!engine) return wb_fail(WB_INVALID_ARGUMENT, "abort: engine is NULL");
     wb_sequence *s = rid ? find(engine, rid) : NULL;
     if (!s) return wb_fail(WB_NOT_FOUND, "abort: no request %s", rid ? rid : "(NULL)");
     if (s->completion.record.finish != WB_FINISH_NONE) return WB_OK;
@@ -303,7 +307,7 @@ wb_status wb_engine_abort(wb_engine *engine, const char *rid) {
 }
 
 wb_completion *wb_engine_poll(wb_engine *engine) {
-    wb_sequence *s = wb_sequence_list_pop(&engine->ready);
+    wb_sequence *s = engine ? wb_sequence_list_pop(&engine->ready) : NULL;
     if (!s) return NULL;
     wb_filing_finish(&engine->filing);
     const char *rid = s->completion.record.rid;
@@ -318,6 +322,7 @@ void wb_completion_free(wb_completion *completion) {
 /* ---- numbers ----------------------------------------------------------------------------------- */
 
 wb_engine_stats wb_engine_get_stats(const wb_engine *engine) {
+    if (!engine) return (wb_engine_stats){0};
     const wb_scheduler *scheduler = &engine->scheduler;
     return (wb_engine_stats){.steps = engine->steps,
                              .prefill_tokens = engine->prefill_tokens,

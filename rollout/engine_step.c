@@ -295,6 +295,7 @@ static double now(void) {
 }
 
 wb_status wb_engine_step(wb_engine *engine, bool *busy_out) {
+    if (!engine || !busy_out) return wb_fail(WB_INVALID_ARGUMENT, "engine step: engine or busy_out is NULL");
     const double begin = now();
     const wb_status status = make_step(engine, busy_out);
     engine->step_seconds += now() - begin;

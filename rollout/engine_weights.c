@@ -60,15 +60,16 @@ static void take_back_unfed(wb_engine *engine) {
 }
 
 void wb_engine_pause(wb_engine *engine) {
-    engine->asks_for_pause = true;
+    if (engine) engine->asks_for_pause = true;
 }
 
 void wb_engine_resume(wb_engine *engine) {
-    engine->asks_for_pause = false;
+    if (engine) engine->asks_for_pause = false;
 }
 
 wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version) {
     uint64_t source_digest, digest;
+    if (!engine || !from) return wb_fail(WB_INVALID_ARGUMENT, "set weights: engine or model is NULL");
     wb_status status = prepare_weights(engine, from, version, &source_digest);
     if (wb_model_copy_travels(engine->model, from)) status = wb_comm_agree(engine->comm, status);
     WB_TRY(status);

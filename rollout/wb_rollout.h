@@ -10,7 +10,10 @@
  * depend on its prompt, its sampling parameters and seed and on the weights, never on its neighbours, on
  * arrival order, on how its prompt was chunked, on what it took over from another request's prefill, on
  * guesses at its tokens, or on the number of ranks or threads. Where weights change in mid-request, on
- * when they did. */
+ * when they did.
+ *
+ * An engine that is NULL is refused as INVALID_ARGUMENT; it has nothing to poll and no stats, and pausing
+ * it does nothing. */
 #ifndef WB_ROLLOUT_H
 #define WB_ROLLOUT_H
 

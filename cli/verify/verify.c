@@ -20,7 +20,8 @@ static const cli_option table[] = {
      .argument = "DIR",
      .type = CLI_TEXT,
      .offset = offsetof(verify_options, model),
-     .help = "the dump must be of the model in this directory, and in layers that are routed by a table of "
+     .help = "the dump must be of the model in this directory, its tokens below the vocabulary, and in "
+             "layers that are routed by a table of "
              "the checkpoint, which has to be there, every row must be the table's, in its order; where the "
              "engine does not run the model, a line says that these rows were not compared"},
 };

@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stddef.h>
 
 #define REAL(group, key, field) \
@@ -109,10 +110,21 @@ static int put_number(json_t *object, const metric_row *row, const step_metrics 
     return json_object_set_new(object, row->key, number);
 }
 
+/* JSON has no other numbers. */
+static wb_status check_finite(uint64_t step, const step_metrics *m) {
+    for (int i = 0; i < n_metric_rows; i++)
+        if (metric_rows[i].kind != INTEGER_METRIC && !isfinite(metric_value(&metric_rows[i], m)))
+            return wb_fail(WB_INVALID_ARGUMENT,
+                           "metrics of step %" PRIu64 ": %s: expected a finite number, found %g", step,
+                           metric_rows[i].key, metric_value(&metric_rows[i], m));
+    return WB_OK;
+}
+
 /* Objects stand behind the line's own numbers, in the order of the groups. */
 wb_status metrics_line(const options *o, uint64_t step, const step_metrics *m, char **line_out) {
     json_t *objects[N_METRIC_GROUPS];
     int failed = 0;
+    WB_TRY(check_finite(step, m));
     for (int g = 0; g < N_METRIC_GROUPS; g++) objects[g] = json_object();
     failed |= put_texts(o, step, objects[OF_STEP], objects[OF_EXPERTS]);
     for (int i = 0; i < n_metric_rows; i++)

@@ -5,6 +5,7 @@
 #include "reward_child.h"
 #include "wb_memory.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -113,6 +114,12 @@ static wb_status take_answer(const char *line, const char *line_end, asked *a) {
                        "line %" PRId64 " of %" PRId64
                        " (request %s): expected a finite number, found '%.40s'",
                        a->answered + 1, a->n, a->records[a->answered]->rid, line);
+    /* Metrics have the squares of rewards, and TensorBoard's numbers are floats. */
+    if (fabs(value) > FLT_MAX)
+        return wb_fail(WB_MISMATCH,
+                       "line %" PRId64 " of %" PRId64
+                       " (request %s): expected a number of at most %.3g either way, found '%.40s'",
+                       a->answered + 1, a->n, a->records[a->answered]->rid, (double)FLT_MAX, line);
     a->rewards[a->answered++] = value;
     return WB_OK;
 }

@@ -3,13 +3,29 @@
 #include "wb_check.h"
 #include "wb_memory.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
+
+/* Arrays and answers have signed integers: a larger number would be read as another one, or not at all. */
+static wb_status check_numbers(const wb_record *r) {
+    if (r->group > INT64_MAX)
+        return wb_fail(WB_UNSUPPORTED, "record %s: expected a group of at most %" PRId64 ", found %" PRIu64,
+                       r->rid, INT64_MAX, r->group);
+    for (uint32_t i = 0; i < r->n_spans; i++)
+        if (r->spans[i].weight_version > INT64_MAX)
+            return wb_fail(WB_UNSUPPORTED,
+                           "record %s: span %" PRIu32 ": expected a weight version of at most %" PRId64
+                           ", found %" PRIu64,
+                           r->rid, i, INT64_MAX, r->spans[i].weight_version);
+    return WB_OK;
+}
 
 static wb_status visit(export_job *job, uint64_t i, bool deep, export_each *each, void *ctx) {
     const uint64_t at = job->kept ? job->kept[i] : i;
     wb_record record;
     WB_TRY(wb_dump_record(job->dump, at, &record));
     wb_status status = wb_record_check(job->model, &record, deep);
+    if (status == WB_OK) status = check_numbers(&record);
     if (status == WB_OK && each) status = each(job, i, &record, ctx);
     if (status == WB_OK) status = job->out->status;
     if (status == WB_INVALID_ARGUMENT && job->out->status == status)
@@ -87,5 +103,5 @@ bool wb_export_row(const wb_route_model *model, const wb_record *record, uint32_
 int64_t wb_export_version(const wb_record *record) {
     const wb_span *s = record->spans;
     const bool is_one = record->n_spans == 1 && s->start == 0 && s->end == record->n_tokens;
-    return is_one && s->weight_version <= INT64_MAX ? (int64_t)s->weight_version : -1;
+    return is_one ? (int64_t)s->weight_version : -1;
 }

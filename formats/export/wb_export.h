@@ -37,6 +37,7 @@ extern "C" {
  * one. What indexers chose has sglang as indexer_topk, and slime as rollout_indexer_topk_<i> [n - 1][layers
  * that use an indexer][indexer_k] of int32, -1 behind the last position; a record that does not say so of all
  * its rows has no place there. The others have it nowhere: they leave it out (wb_export_keeps_indexer).
+ * Groups and weight versions of 2^63 and more, which signed integers do not hold, have no place.
  * Where MoE layers differ in K, arrays have the largest, -1 behind the choices of the others; npz has routes
  * [sum of n][sum of the layers' K] and layer_top_k [L]; vllm, whose ids are unsigned, has no place. */
 #define WB_EXPORT_LIST(X) \

@@ -128,16 +128,6 @@ static wb_status take_routes(wb_import *import, const import_request *r, const i
     return WB_OK;
 }
 
-static wb_status check_tokens(const wb_import *import, const import_tokens *t) {
-    for (uint32_t i = 0; import->vocab_size > 0 && i < t->n; i++)
-        if (t->tokens[i] >= import->vocab_size)
-            return wb_fail(WB_INVALID_ARGUMENT,
-                           "position %" PRIu32 ": expected a token of the model's, 0..%" PRIu32
-                           ", found %" PRIu32,
-                           i, import->vocab_size - 1, t->tokens[i]);
-    return WB_OK;
-}
-
 /* Rows belong to a request id: two records that have the same one would be mistaken for each other. */
 static wb_status take_rid(wb_import *import, const char *rid) {
     const size_t length = strlen(rid);
@@ -155,7 +145,6 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
     import_tokens t;
     WB_TRY(wb_import_has_tokens(import) ? wb_import_read_tokens(r, import->rules, owner, &t)
                                         : wb_import_unknown_tokens(r, owner, &t));
-    WB_TRY(check_tokens(import, &t));
     wb_record record = {.rid = rid,
                         .group = import->groups - 1,
                         .n_tokens = t.n,
@@ -167,6 +156,7 @@ static wb_status read_record(wb_import *import, const import_request *r, const c
     bool left_out = false;
     WB_TRY(wb_import_read_indexer(r, &import->model, &t, start, owner, &record, &left_out));
     WB_TRY(wb_record_check(&import->model, &record, true));
+    WB_TRY(wb_record_check_vocabulary(&record, import->vocab_size));
     WB_TRY(take_rid(import, rid));
     import->indexers_left_out += left_out;
     *record_out = record;
@@ -183,6 +173,7 @@ static wb_status refuse(const wb_import *import, wb_status status, const char *r
 static wb_status read_request(wb_import *import, import_request *r, wb_record *record_out, bool *found_out) {
     const char *rid = NULL;
     wb_status status = wb_import_read_rid(r, import->requests, &import->request_memory, &rid);
+    if (status == WB_OK) status = wb_import_check_error(r);
     *found_out = status == WB_OK && !wb_import_is_part(r, import->source.form == IMPORT_EVENTS);
     if (status == WB_OK && !*found_out) status = wb_import_stream_add(&import->stream, r, rid);
     if (*found_out) {

@@ -1,5 +1,6 @@
 /* import_logprobs.c - see import_logprobs.h. */
 #include "import/import_logprobs.h"
+#include "import/import_numbers.h"
 #include "import/import_stream.h"
 #include "wb_check.h"
 

@@ -1,5 +1,6 @@
 /* import_mask.c - see import_mask.h. */
 #include "import/import_mask.h"
+#include "import/import_numbers.h"
 #include "import/import_payload.h"
 #include "import/import_tokens.h"
 #include "wb_check.h"

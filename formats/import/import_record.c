@@ -3,6 +3,7 @@
 #include "import/import_logprobs.h"
 #include "import/import_mask.h"
 #include "import/import_names.h"
+#include "import/import_numbers.h"
 #include "import/import_stream.h"
 #include "wb_check.h"
 #include "wb_hash.h"
@@ -44,9 +45,15 @@ wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_
     return copy_text(made, strlen(made), "", owner, rid_out);
 }
 
-static uint64_t number_of(const import_request *r, const char *const *names, uint64_t fallback) {
+/* An integer of 0..most; *number stays as it is where there is none. */
+static wb_status take_number(const import_request *r, const char *const *names, int64_t most,
+                             uint64_t *number) {
     const import_value v = wb_import_field(r, IMPORT_WANT_INTEGER, names, NULL);
-    return v.kind == IMPORT_INTEGER && v.integer >= 0 ? (uint64_t)v.integer : fallback;
+    if (v.kind != IMPORT_INTEGER) return WB_OK;
+    if (v.integer < 0 || v.integer > most)
+        return wb_fail(WB_CORRUPT, "%s: expected 0..%" PRId64 ", found %" PRId64, names[0], most, v.integer);
+    *number = (uint64_t)v.integer;
+    return WB_OK;
 }
 
 static bool is_same(const import_value *a, const import_value *b) {
@@ -81,12 +88,15 @@ static void take_uid(const import_request *r, wb_record *record) {
     record->sample = number_in_group(r, &uid);
 }
 
-static void take_group(const import_request *r, const import_rules *rules, wb_record *record) {
+static wb_status take_group(const import_request *r, const import_rules *rules, wb_record *record) {
     static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
     record->sample = r->index;
     if (rules->uid_is_group) take_uid(r, record);
-    record->group = number_of(r, groups, record->group);
-    record->sample = (uint32_t)number_of(r, samples, record->sample);
+    uint64_t sample = record->sample;
+    WB_TRY(take_number(r, groups, INT64_MAX, &record->group));
+    WB_TRY(take_number(r, samples, UINT32_MAX, &sample));
+    record->sample = (uint32_t)sample;
+    return WB_OK;
 }
 
 /* ---- how it ended --------------------------------------------------------------------------------- */
@@ -106,6 +116,23 @@ wb_finish wb_import_finish(const import_request *r) {
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (wb_import_is_text(&reason, words[i].word)) return words[i].finish;
     return r->parts ? r->parts->finish : WB_FINISH_NONE;
+}
+
+wb_status wb_import_check_error(const import_request *r) {
+    static const char *const errors[] = {"error", NULL}, *const objects[] = {"object", NULL},
+                             *const messages[] = {"message", NULL};
+    const import_value error = wb_import_field(r, IMPORT_WANT_ANY, errors, NULL),
+                       object = wb_import_field(r, IMPORT_WANT_TEXT, objects, NULL);
+    const bool has_error = error.kind == IMPORT_MAP || (error.kind == IMPORT_TEXT && error.length > 0);
+    if ((!has_error && !wb_import_is_text(&object, "error")) ||
+        wb_import_field(r, IMPORT_WANT_ANY, wb_import_route_names, NULL).kind != IMPORT_NONE ||
+        wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL).kind != IMPORT_NONE)
+        return WB_OK;
+    const import_value said =
+        error.kind == IMPORT_TEXT ? error : wb_import_field(r, IMPORT_WANT_TEXT, messages, NULL);
+    const int length = said.length < 200 ? (int)said.length : 200;
+    return wb_fail(WB_NOT_FOUND, "expected an answer, found an error: %.*s",
+                   said.kind == IMPORT_TEXT ? length : 7, said.kind == IMPORT_TEXT ? said.text : "no text");
 }
 
 /* ---- weight versions ------------------------------------------------------------------------------ */
@@ -167,7 +194,7 @@ static wb_status read_version(const import_value *v, uint64_t *version_out, bool
     if (v->kind == IMPORT_INTEGER)
         return wb_fail(WB_CORRUPT, "weight_version: expected a number of at least 0, found %" PRId64,
                        v->integer);
-    return wb_fail(WB_CORRUPT, "weight_version: expected a number, or text, found %s",
+    return wb_fail(WB_CORRUPT, "weight_version: expected an integer, or text, found %s",
                    wb_import_kind_name(v->kind));
 }
 
@@ -213,24 +240,38 @@ static wb_status take_spans(const import_request *r, wb_owner *owner, wb_record 
 
 /* ---- how it was sampled --------------------------------------------------------------------------- */
 
+/* What is not a number would be as if it were not there, and the tokens as if of another distribution. */
+static wb_status check_setting(const char *name, const import_value *v, bool may_be_real) {
+    if (v->kind == IMPORT_NONE || v->kind == IMPORT_INTEGER || (may_be_real && v->kind == IMPORT_REAL))
+        return WB_OK;
+    return wb_fail(WB_CORRUPT, "sampling %s: expected %s, found %s", name,
+                   may_be_real ? "a number" : "an integer", wb_import_kind_name(v->kind));
+}
+
 static wb_status take_sampling(const import_request *r, wb_owner *owner, wb_record *record) {
     static const char *const names[] = {"sampling", NULL};
     const import_value map = wb_import_field(r, IMPORT_WANT_ANY, names, NULL);
     const import_value temperature = wb_import_get(&map, "temperature"), top_k = wb_import_get(&map, "top_k"),
                        top_p = wb_import_get(&map, "top_p");
     wb_sampling *sampling = NULL;
-    if (temperature.kind != IMPORT_REAL && temperature.kind != IMPORT_INTEGER) return WB_OK;
+    WB_TRY(check_setting("temperature", &temperature, true));
+    WB_TRY(check_setting("top_k", &top_k, false));
+    WB_TRY(check_setting("top_p", &top_p, true));
+    if (temperature.kind == IMPORT_NONE) return WB_OK;
+    if (top_k.integer > UINT32_MAX)
+        return wb_fail(WB_CORRUPT, "sampling top_k: expected at most %" PRIu32 ", found %" PRId64, UINT32_MAX,
+                       top_k.integer);
     WB_TRY(WB_OWN(owner, sampling, 1, "sampling"));
     sampling->temperature = (float)temperature.real;
     sampling->top_p = top_p.kind == IMPORT_NONE ? 1 : (float)top_p.real;
-    sampling->top_k = top_k.integer > 0 && top_k.integer <= UINT32_MAX ? (uint32_t)top_k.integer : 0;
+    sampling->top_k = top_k.integer > 0 ? (uint32_t)top_k.integer : 0; /* engines have -1 for all, too */
     record->sampling = sampling;
     return WB_OK;
 }
 
 wb_status wb_import_read_extras(const import_request *request, const import_rules *rules,
                                 const import_tokens *tokens, wb_owner *owner, wb_record *record) {
-    take_group(request, rules, record);
+    WB_TRY(take_group(request, rules, record));
     record->finish = wb_import_finish(request);
     WB_TRY(wb_import_read_logprobs(request, tokens, owner, record));
     WB_TRY(take_spans(request, owner, record));

@@ -10,6 +10,10 @@
 wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_owner *owner,
                              const char **rid_out);
 
+/* NOT_FOUND, with its words, for a request that has neither routes nor new tokens and says that it failed. As
+ * a part of a stream that says nothing it would be passed over. */
+wb_status wb_import_check_error(const import_request *request);
+
 /* How the request ended; NONE where it does not say. */
 wb_finish wb_import_finish(const import_request *request);
 

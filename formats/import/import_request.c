@@ -80,6 +80,30 @@ import_value wb_import_field(const import_request *request, import_want want, co
     return found;
 }
 
+static void say_kind(const char *name, const import_value *v, char text_out[IMPORT_FOUND_MAX]) {
+    const import_value first =
+        v->kind == IMPORT_LIST && v->length > 0 ? wb_import_at(v, 0) : (import_value){0};
+    if (v->kind == IMPORT_ARRAY)
+        snprintf(text_out, IMPORT_FOUND_MAX, "%s: an array of %u dimensions", name, v->array.n_dims);
+    else if (v->kind == IMPORT_LIST && v->length > 0)
+        snprintf(text_out, IMPORT_FOUND_MAX, "%s: a list that begins with %s", name,
+                 wb_import_kind_name(first.kind));
+    else
+        snprintf(text_out, IMPORT_FOUND_MAX, "%s: %s", name, wb_import_kind_name(v->kind));
+}
+
+void wb_import_say_found(const import_request *request, const char *const *names,
+                         char text_out[IMPORT_FOUND_MAX]) {
+    snprintf(text_out, IMPORT_FOUND_MAX, "nothing");
+    for (; *names; names++) {
+        const char *const one[] = {*names, NULL};
+        const import_value v = wb_import_field(request, IMPORT_WANT_ANY, one, NULL);
+        if (v.kind == IMPORT_NONE || v.kind == IMPORT_INTEGER || v.kind == IMPORT_REAL) continue;
+        say_kind(*names, &v, text_out);
+        return;
+    }
+}
+
 wb_status wb_import_integer_field(const import_request *request, const char *const *names,
                                   import_value *value_out) {
     import_value found = {0};

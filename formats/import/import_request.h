@@ -34,8 +34,14 @@ typedef struct import_request {
 import_value wb_import_field(const import_request *request, import_want want, const char *const *names,
                              bool *in_answer_out);
 
-/* The same for a field that is an integer wherever it is there. CORRUPT, naming it, for one that is something
- * else, which would be as if it were not there. */
+/* For a message: what stands under the first of the names that has anything but a number, which would be a
+ * count, as "input_ids: text"; "nothing". */
+enum { IMPORT_FOUND_MAX = 96 };
+void wb_import_say_found(const import_request *request, const char *const *names,
+                         char text_out[IMPORT_FOUND_MAX]);
+
+/* As wb_import_field for a field that is an integer wherever it is there. CORRUPT, naming it, for one that is
+ * something else, which would be as if it were not there. */
 wb_status wb_import_integer_field(const import_request *request, const char *const *names,
                                   import_value *value_out);
 

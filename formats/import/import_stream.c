@@ -2,6 +2,7 @@
 #include "import/import_stream.h"
 #include "import/import_logprobs.h"
 #include "import/import_names.h"
+#include "import/import_numbers.h"
 #include "import/import_record.h"
 #include "import/import_tokens.h"
 #include "wb_check.h"

@@ -1,6 +1,8 @@
 /* import_tokens.c - see import_tokens.h. */
 #include "import/import_tokens.h"
 #include "import/import_names.h"
+#include "import/import_numbers.h"
+#include "import/import_padded.h"
 #include "import/import_stream.h"
 #include "wb_check.h"
 #include "wb_route_limits.h"
@@ -12,113 +14,6 @@ typedef const char *const names[];
 
 static const char *const whole_names[] = {"tokens", "all_token_ids", NULL};
 
-/* ---- numbers -------------------------------------------------------------------------------------- */
-
-import_value wb_import_number(const import_value *numbers, size_t i) {
-    if (numbers->kind != IMPORT_ARRAY) return wb_import_at(numbers, i);
-    import_array one = wb_import_part(&numbers->array, i);
-    return one.n_dims == 0 ? wb_import_of_array(&one) : (import_value){.kind = IMPORT_OTHER};
-}
-
-wb_status wb_import_u32(const import_value *numbers, const char *what, wb_owner *owner,
-                        uint32_t **numbers_out) {
-    uint32_t *out = NULL;
-    WB_TRY(WB_OWN(owner, out, numbers->length, what));
-    for (size_t i = 0; i < numbers->length; i++) {
-        const import_value v = wb_import_number(numbers, i);
-        if (v.kind != IMPORT_INTEGER)
-            return wb_fail(WB_CORRUPT, "%s[%zu]: expected an integer, found %s", what, i,
-                           wb_import_kind_name(v.kind));
-        if (v.integer < 0 || v.integer > UINT32_MAX)
-            return wb_fail(WB_CORRUPT, "%s[%zu]: expected 0..%" PRIu32 ", found %" PRId64, what, i,
-                           UINT32_MAX, v.integer);
-        out[i] = (uint32_t)v.integer;
-    }
-    *numbers_out = out;
-    return WB_OK;
-}
-
-/* ---- padded arrays -------------------------------------------------------------------------------- */
-
-/* How many of the padded positions the prompt has: what the new tokens leave. */
-static wb_status padded_prompt(const import_request *r, size_t n_padded, size_t *prompt_out) {
-    static names prompts = {"prompts", NULL},
-                 responses = {"responses", "response_mask", "response_ids", NULL},
-                 lengths = {"prompt_pad", "prompt_length", "prompt_len", NULL};
-    const import_value prompt = wb_import_field(r, IMPORT_WANT_NUMBERS, prompts, NULL),
-                       response = wb_import_field(r, IMPORT_WANT_NUMBERS, responses, NULL),
-                       length = wb_import_field(r, IMPORT_WANT_INTEGER, lengths, NULL);
-    if (prompt.kind != IMPORT_NONE && prompt.length <= n_padded)
-        *prompt_out = prompt.length;
-    else if (response.kind != IMPORT_NONE && response.length <= n_padded)
-        *prompt_out = n_padded - response.length;
-    else if (length.kind == IMPORT_INTEGER && length.integer >= 0 && (uint64_t)length.integer <= n_padded)
-        *prompt_out = (size_t)length.integer;
-    else if (length.kind == IMPORT_INTEGER)
-        return wb_fail(WB_INVALID_ARGUMENT, "prompt_length: expected 0..%zu, found %" PRId64, n_padded,
-                       length.integer);
-    else
-        return wb_fail(WB_NOT_FOUND,
-                       "expected prompts, responses, response_mask or prompt_length beside input_ids");
-    return WB_OK;
-}
-
-/* The ids [mask's length] of padded places, of which the mask says which are tokens. */
-static wb_status take_padded(const uint32_t *ids, const import_value *mask, size_t prompt_pad,
-                             wb_owner *owner, import_tokens *tokens_out) {
-    const size_t n = mask->length;
-    uint32_t *is_token = NULL, *places = NULL, *tokens = NULL;
-    import_tokens t = {.n_padded = n, .prompt_pad = prompt_pad};
-    if (n >= WB_MAX_TOKENS)
-        return wb_fail(WB_CORRUPT, "attention_mask: expected fewer than %u numbers, found %zu", WB_MAX_TOKENS,
-                       n);
-    WB_TRY(wb_import_u32(mask, "attention_mask", owner, &is_token));
-    WB_TRY(WB_OWN(owner, places, n, "tokens"));
-    WB_TRY(WB_OWN(owner, tokens, n, "tokens"));
-    for (uint32_t i = 0; i < n; i++) {
-        if (!is_token[i]) continue;
-        t.prompt_len += i < prompt_pad;
-        places[t.n] = i;
-        tokens[t.n++] = ids[i];
-    }
-    t.tokens = tokens;
-    t.places = places;
-    *tokens_out = t;
-    return WB_OK;
-}
-
-static wb_status read_padded(const import_request *r, const import_value *ids, const import_value *mask,
-                             wb_owner *owner, import_tokens *tokens_out) {
-    uint32_t *all = NULL;
-    size_t prompt_pad = 0;
-    if (ids->length != mask->length)
-        return wb_fail(WB_CORRUPT, "attention_mask: expected %zu numbers, as many as input_ids, found %zu",
-                       ids->length, mask->length);
-    WB_TRY(padded_prompt(r, ids->length, &prompt_pad));
-    WB_TRY(wb_import_u32(ids, "input_ids", owner, &all));
-    return take_padded(all, mask, prompt_pad, owner, tokens_out);
-}
-
-/* Prompt and new tokens one after the other, whose rows are padded: they are padded too where they are as
- * many as the mask is long, else they are where the mask says. */
-static wb_status find_places(const import_value *mask, wb_owner *owner, import_tokens *t) {
-    uint32_t *is_token = NULL, *places = NULL;
-    size_t n = 0;
-    if (t->n == mask->length) return take_padded(t->tokens, mask, t->prompt_len, owner, t);
-    WB_TRY(wb_import_u32(mask, "attention_mask", owner, &is_token));
-    WB_TRY(WB_OWN(owner, places, mask->length, "tokens"));
-    for (size_t i = 0; i < mask->length; i++)
-        if (is_token[i]) places[n++] = (uint32_t)i;
-    if (n != t->n)
-        return wb_fail(WB_CORRUPT,
-                       "attention_mask: expected %" PRIu32 " tokens, as many as there are, found %zu", t->n,
-                       n);
-    t->places = places;
-    t->n_padded = mask->length;
-    t->prompt_pad = t->prompt_len < n ? places[t->prompt_len] : mask->length;
-    return WB_OK;
-}
-
 /* ---- prompt and new tokens ------------------------------------------------------------------------ */
 
 /* SGLang has the new tokens beside their log-probabilities too: [[logprob, id, text], ..]. */
@@ -127,9 +22,13 @@ static wb_status ids_of_logprobs(const import_request *r, wb_owner *owner, uint3
     static names pairs = {"output_token_logprobs", NULL};
     const import_value list = wb_import_field(r, IMPORT_WANT_LIST, pairs, NULL);
     uint32_t *ids = NULL;
-    if (list.kind != IMPORT_LIST)
+    if (list.kind != IMPORT_LIST) {
+        char found[IMPORT_FOUND_MAX];
+        wb_import_say_found(r, wb_import_output_names, found);
         return wb_fail(WB_NOT_FOUND,
-                       "expected the new tokens under output_ids, token_ids or a name like these");
+                       "expected the new tokens under output_ids, token_ids or a name like these, found %s",
+                       found);
+    }
     WB_TRY(WB_OWN(owner, ids, list.length, "tokens"));
     for (size_t i = 0; i < list.length; i++) {
         const import_value pair = wb_import_at(&list, i);
@@ -237,10 +136,14 @@ static wb_status read_prompt_and_new(const import_request *r, const import_value
     const bool in_parts = prompt.kind == IMPORT_NONE && r->parts && r->parts->n_prompt > 0;
     uint32_t *first = NULL;
     import_tokens added = {0};
-    if (prompt.kind == IMPORT_NONE && !in_parts)
+    if (prompt.kind == IMPORT_NONE && !in_parts) {
+        char found[IMPORT_FOUND_MAX];
+        wb_import_say_found(r, wb_import_prompt_names, found);
         return wb_fail(WB_NOT_FOUND,
                        "expected the prompt's tokens under prompt_token_ids or input_ids, or all "
-                       "tokens under tokens beside response_length");
+                       "tokens under tokens beside response_length, found %s",
+                       found);
+    }
     if (!in_parts) WB_TRY(wb_import_u32(&prompt, "prompt tokens", owner, &first));
     WB_TRY(read_new(r, output, owner, &added));
     if (in_parts) return join(r->parts->prompt, r->parts->n_prompt, added.tokens, added.n, owner, t);
@@ -276,7 +179,7 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
         WB_TRY(read_halves(r, owner, &t));
         found = true;
     } else if (is_padded && (ids.length == mask.length || !has_new)) {
-        WB_TRY(read_padded(r, &ids, &mask, owner, &t));
+        WB_TRY(wb_import_read_padded(r, &ids, &mask, owner, &t));
         found = true;
     }
     if (!found && !has_new) WB_TRY(read_whole(r, whole_names, true, owner, &t, &found));
@@ -286,7 +189,7 @@ wb_status wb_import_read_tokens(const import_request *r, const import_rules *rul
         return wb_fail(WB_NOT_FOUND,
                        "expected attention_mask beside input_ids, which says where its tokens are");
     if (!found) WB_TRY(read_prompt_and_new(r, &output, owner, &t));
-    if (is_padded && !t.places) WB_TRY(find_places(&mask, owner, &t));
+    if (is_padded && !t.places) WB_TRY(wb_import_find_places(&mask, owner, &t));
     *tokens_out = t;
     return WB_OK;
 }

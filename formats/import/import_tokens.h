@@ -27,12 +27,4 @@ wb_status wb_import_unknown_tokens(const import_request *request, wb_owner *owne
 /* Whether the answer says that there are n new tokens so far: a list of as many has all of them. */
 bool wb_import_has_all_so_far(const import_request *request, size_t n);
 
-/* Number i of a list or an array of numbers, as it was taken by IMPORT_WANT_NUMBERS; kind OTHER: none. */
-import_value wb_import_number(const import_value *numbers, size_t i);
-
-/* A list or array of unsigned integers below 2^32, in memory of the owner. CORRUPT names `what` and the
- * first that is none. */
-wb_status wb_import_u32(const import_value *numbers, const char *what, wb_owner *owner,
-                        uint32_t **numbers_out);
-
 #endif

@@ -176,8 +176,8 @@ bool wb_import_next_value(const import_value *map, import_place *place, import_v
 
 const char *wb_import_kind_name(import_kind kind) {
     static const char *const names[] = {
-        "none",  "true or false", "an integer", "a number", "text",
-        "bytes", "a list",        "a map",      "an array", "what is no value here"};
+        "none",  "true or false", "an integer", "a real number", "text",
+        "bytes", "a list",        "a map",      "an array",      "what is no value here"};
     return names[kind];
 }
 

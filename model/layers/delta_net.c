@@ -56,14 +56,14 @@ static void declare_projections(wb_registry *registry, int32_t l, delta_weights 
     const widths n = widths_of(&registry->model->config);
     w->qkv = w->z = w->b = w->a = w->qkvz = w->ba = -1;
     if (registry->model->family->grouped_delta) {
-        w->qkvz = wb_registry_matrix(registry, l, "linear_attn.in_proj_qkvz.weight", n.u + n.value, n.H);
-        w->ba = wb_registry_matrix(registry, l, "linear_attn.in_proj_ba.weight", 2 * n.nv, n.H);
+        w->qkvz = wb_registry_linear(registry, l, "linear_attn.in_proj_qkvz.weight", n.u + n.value, n.H);
+        w->ba = wb_registry_linear(registry, l, "linear_attn.in_proj_ba.weight", 2 * n.nv, n.H);
         return;
     }
-    w->qkv = wb_registry_matrix(registry, l, "linear_attn.in_proj_qkv.weight", n.u, n.H);
-    w->z = wb_registry_matrix(registry, l, "linear_attn.in_proj_z.weight", n.value, n.H);
-    w->b = wb_registry_matrix(registry, l, "linear_attn.in_proj_b.weight", n.nv, n.H);
-    w->a = wb_registry_matrix(registry, l, "linear_attn.in_proj_a.weight", n.nv, n.H);
+    w->qkv = wb_registry_linear(registry, l, "linear_attn.in_proj_qkv.weight", n.u, n.H);
+    w->z = wb_registry_linear(registry, l, "linear_attn.in_proj_z.weight", n.value, n.H);
+    w->b = wb_registry_linear(registry, l, "linear_attn.in_proj_b.weight", n.nv, n.H);
+    w->a = wb_registry_linear(registry, l, "linear_attn.in_proj_a.weight", n.nv, n.H);
 }
 
 static void declare(wb_registry *registry, int32_t l, void *weights) {
@@ -75,7 +75,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     w->conv = wb_registry_taps(registry, l, "linear_attn.conv1d.weight", n.u, d->conv_width);
     declare_projections(registry, l, w);
     w->norm = wb_registry_vector(registry, l, "linear_attn.norm.weight", d->value_dim);
-    w->out = wb_registry_matrix(registry, l, "linear_attn.out_proj.weight", n.H, n.value);
+    w->out = wb_registry_linear(registry, l, "linear_attn.out_proj.weight", n.H, n.value);
 }
 
 /* The last tokens of u, which the matrices lie behind. */

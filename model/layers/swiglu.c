@@ -16,9 +16,11 @@ void wb_swiglu_declare(wb_registry *registry, int32_t l, const char *prefix, int
     const wb_model *model = registry->model;
     const int64_t H = model->config.hidden_size, I = width;
     w->gate_up = wb_registry_storage(registry, model->dtype, 2 * I, H);
+    wb_registry_multiplied(registry, w->gate_up);
     declare_tensor(registry, l, prefix, "gate_proj.weight", I, H, w->gate_up, 0);
     declare_tensor(registry, l, prefix, "up_proj.weight", I, H, w->gate_up, I * H);
     w->down = wb_registry_storage(registry, model->dtype, H, I);
+    wb_registry_multiplied(registry, w->down);
     declare_tensor(registry, l, prefix, "down_proj.weight", H, I, w->down, 0);
 }
 

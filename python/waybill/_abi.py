@@ -252,7 +252,12 @@ def text(value: str, what: str) -> bytes:
     """UTF-8 as the library takes it; a NUL, at which it would end, is refused."""
     if not isinstance(value, str) or "\0" in value:
         raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: expected text without NUL, found {value!r}")
-    return value.encode(errors="surrogateescape")
+    try:
+        return value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        raise STATUS_ERRORS["INVALID_ARGUMENT"](
+            f"{what}: expected text, found half a pair in {value!r}"
+        ) from None
 
 
 class _Memory:
@@ -298,7 +303,13 @@ def array(values: Any, dtype: Any, shape: tuple[int, ...] | None, what: str) -> 
 
     A number that `dtype` does not hold is refused rather than wrapped. shape: -1 for any length; None: any.
     """
-    given = np.asarray(values)
+    try:
+        given = np.asarray(values)
+    except (TypeError, ValueError) as error:  # lists of several lengths
+        raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: {error}") from None
+    if given.dtype.kind not in "biufV":
+        found = "complex numbers" if given.dtype.kind == "c" else type(values).__name__
+        raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: expected numbers, found {found}")
     if given.size == 0 and shape is not None and -1 in shape and given.ndim != len(shape):
         given = given.reshape([0 if n == -1 else n for n in shape])
     fits = shape is None or (

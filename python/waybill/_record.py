@@ -109,7 +109,11 @@ class Record:
         made.logprobs("logprobs", logprobs)
         made.logprobs("sampling_logprobs", sampling_logprobs)
         if runs is None:
-            runs = () if routes is None else (Run(start, routes, pack_bits(valid)),)
+            runs = (
+                ()
+                if routes is None
+                else (Run(start, routes, pack_bits(valid, len(routes), f"record {rid}: valid")),)
+            )
         elif routes is not None:
             raise InvalidArgument(f"record {rid}: expected routes or runs, found both")
         made.runs(runs)
@@ -310,9 +314,14 @@ def _end(runs: Sequence[Run]) -> int:
     return runs[-1].start + len(runs[-1].ids) if runs else 0
 
 
-def pack_bits(valid: Any) -> np.ndarray | None:
+def pack_bits(valid: Any, rows: int, what: str) -> np.ndarray | None:
     """[rows] bool to bits, the first row in the lowest; None stays None."""
-    return None if valid is None else np.packbits(np.asarray(valid, bool), bitorder="little")
+    if valid is None:
+        return None
+    made = _abi.array(valid, "u1", (rows,), what)
+    if (made > 1).any():
+        raise InvalidArgument(f"{what}: expected 0 or 1 of each row, found {made.max()}")
+    return np.packbits(made, bitorder="little")
 
 
 def unpack_bits(valid: np.ndarray | None, rows: int) -> np.ndarray:
@@ -387,7 +396,11 @@ class _Builder:
 
     def spans_field(self, spans: Any, i: int, name: str) -> np.ndarray:
         what = f"record {self.raw.rid.decode()}: span {name}"
-        return _abi.array([int(span[i]) for span in spans], SPAN[name], (-1,), what)
+        try:
+            numbers = [int(span[i]) for span in spans]
+        except (IndexError, TypeError, ValueError):
+            raise InvalidArgument(f"{what}: expected spans of (start, end, weight_version)") from None
+        return _abi.array(numbers, SPAN[name], (-1,), what)
 
     def sampling(self, sampling: Any, mask: Any) -> None:
         if sampling is not None:

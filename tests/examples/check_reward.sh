@@ -66,6 +66,7 @@ faulty 20 "found more" 'yes 1'
 faulty 20 "found a line of 4096 bytes" 'tr "\n" " " </dev/zero'
 faulty 20 "line 1 of 8 (request s0-g" 'while read -r line; do echo nan; done'
 faulty 20 "expected a finite number, found 'none'" 'while read -r line; do echo none; done'
+faulty 20 "expected a number of at most 3.4e+38 either way, found '-1e39'" 'while read -r line; do echo -1e39; done'
 faulty 20 "line 1 of 8 (request s0-g" 'while read -r line; do printf "1\0002\n"; done'
 faulty 20 "expected 8 lines, found 7" 'for i in 1 2 3 4 5 6 7; do read -r line; echo 1; done; printf 1'
 faulty 20 "no answer to line 1 of 8 (request s0-g" 'cat >/dev/null; echo 1' --reward-timeout 1

@@ -10,6 +10,8 @@ done
 "$python" -c 1 2>/dev/null || { echo "skipped: no python3 with numpy"; exit 77; }
 "$python" "$source/examples/06_why_replay.py" "$grpo" out --seeds 1 --steps 2 >table 2>log || { cat log table; fail "the example"; }
 cat table
+"$python" "$source/examples/06_why_replay.py" ./nothing out2 2>log && fail "a program that is not there"
+grep -qx "./nothing: cannot be run: No such file or directory" log || { cat log; fail "a program that is not there is not named"; }
 for rollout in bf16 "8 bits"; do
     awk -F'|' -v rollout=" $rollout " '$2 == rollout { seen = 1; if (!($6 + 0 > 0 && $6 + 0 < 0.8 * $4)) bad = 1 } END { exit bad || !seen }' table ||
         fail "$rollout: expected replay to take a fifth of the gradient's error at least"

@@ -152,6 +152,29 @@ static void test_what_has_no_place(void **unused) {
     export_close(&p);
 }
 
+static void test_numbers_beyond_signed_integers_have_no_place(void **unused) {
+    (void)unused;
+    export_place p;
+    fixture_rng rng = {export_seed};
+    export_open(&p, &rng, 64, 4, false, EXPORT_PLAIN);
+    for (wb_export_layout layout = WB_EXPORT_NPZ; layout <= WB_EXPORT_SLIME; layout++) {
+        p.records[2].record.group = INT64_MAX;
+        export_write(&p);
+        assert_int_equal(export_to(&p, layout), WB_OK);
+        p.records[2].record.group++;
+        export_write(&p);
+        export_refused(&p, layout, WB_UNSUPPORTED,
+                       "record r2 \"\\ \xc3\xa4: expected a group of at most 9223372036854775807, found "
+                       "9223372036854775808");
+    }
+    p.records[2].record.group = 0;
+    ((wb_span *)p.records[2].record.spans)[0].weight_version = UINT64_MAX;
+    export_write(&p);
+    for (wb_export_layout layout = WB_EXPORT_NPZ; layout <= WB_EXPORT_SLIME; layout++)
+        export_refused(&p, layout, WB_UNSUPPORTED, "span 0: expected a weight version of at most");
+    export_close(&p);
+}
+
 /* No layout can say that a choice of an indexer is not known. */
 static void test_unknown_choices_have_no_place(void **unused) {
     (void)unused;
@@ -223,6 +246,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_verl_has_logprobs_where_all_do),
         cmocka_unit_test(test_indexer_rows_that_begin_later),
         cmocka_unit_test(test_what_has_no_place),
+        cmocka_unit_test(test_numbers_beyond_signed_integers_have_no_place),
         cmocka_unit_test(test_unknown_choices_have_no_place),
         cmocka_unit_test(test_unsigned_ids_have_no_filler),
         cmocka_unit_test(test_a_full_disk_is_said),

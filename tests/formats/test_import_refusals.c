@@ -149,7 +149,8 @@ static void test_names_of_tokens_are_compared(void **unused) {
 static void test_fields_of_another_kind(void **unused) {
     (void)unused;
     refused(ANSWER(",\"logprobs\":\"abc\""), WB_CORRUPT, "log-probabilities: expected a list, found text");
-    refused(ANSWER(",\"logprobs\":-1.5"), WB_CORRUPT, "log-probabilities: expected a list, found a number");
+    refused(ANSWER(",\"logprobs\":-1.5"), WB_CORRUPT,
+            "log-probabilities: expected a list, found a real number");
     refused(ANSWER(",\"sampling_logprobs\":3"), WB_CORRUPT, "sampling_logprobs: expected a list");
     static const char *const none[] = {
         ANSWER(",\"logprobs\":null"), ANSWER(",\"logprobs\":{\"content\":null}"),
@@ -202,8 +203,9 @@ static void test_versions(void **unused) {
         assert_int_equal(r.spans[0].weight_version, 4);
     }
     refused(ANSWER(",\"weight_version\":-3"), WB_CORRUPT, "weight_version: expected a number of at least 0");
-    refused(ANSWER(",\"weight_version\":2.5"), WB_CORRUPT, "weight_version: expected a number, or text");
-    refused(ANSWER(",\"weight_versions\":[4,{}]"), WB_CORRUPT, "weight_version: expected a number, or text");
+    refused(ANSWER(",\"weight_version\":2.5"), WB_CORRUPT, "weight_version: expected an integer, or text");
+    refused(ANSWER(",\"weight_versions\":[4,{}]"), WB_CORRUPT,
+            "weight_version: expected an integer, or text");
     refused(ANSWER(",\"weight_versions\":[4,4,5]"), WB_INVALID_ARGUMENT, "found others from number 2 on");
     refused(ANSWER(",\"weight_versions\":[4,\"default\"]"), WB_INVALID_ARGUMENT,
             "weight_versions: expected one");
@@ -232,6 +234,65 @@ static void test_a_nul_in_an_id(void **unused) {
             WB_CORRUPT, "request without an id: rid: expected text, found a NUL in it");
 }
 
+/* ---- groups, settings of sampling, errors ----------------------------------------------------------- */
+
+static void test_groups_and_samples(void **unused) {
+    (void)unused;
+    const wb_record r = taken(ANSWER(",\"group_index\":9223372036854775807,\"sample\":4294967295"));
+    assert_true(r.group == INT64_MAX && r.sample == UINT32_MAX);
+    taken(ANSWER(",\"group\":null,\"sample\":\"a text that is called so\""));
+    refused(ANSWER(",\"sample\":4294967296"), WB_CORRUPT,
+            "request a-1: sample: expected 0..4294967295, found 4294967296");
+    refused(ANSWER(",\"sample\":-1"), WB_CORRUPT, "sample: expected 0..4294967295, found -1");
+    refused(ANSWER(",\"group\":-1"), WB_CORRUPT, "group: expected 0..9223372036854775807, found -1");
+}
+
+static void test_settings_of_sampling(void **unused) {
+    (void)unused;
+    const wb_record r =
+        taken(ANSWER(",\"sampling\":{\"temperature\":0.5,\"top_k\":-1,\"top_p\":1},\"logprobs\":[-1,-1]"));
+    assert_true(r.sampling->temperature == 0.5f && r.sampling->top_k == 0 && r.sampling->top_p == 1);
+    assert_null(taken(ANSWER(",\"sampling\":{\"top_k\":4}")).sampling);
+    static const char *const bad[][2] = {
+        {"\"top_k\":\"5\"", "top_k: expected an integer, found text"},
+        {"\"top_k\":5.5", "top_k: expected an integer, found a real number"},
+        {"\"top_k\":4294967296", "top_k: expected at most 4294967295, found 4294967296"},
+        {"\"top_p\":\"0.9\"", "top_p: expected a number, found text"}};
+    char text[512], message[128];
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        snprintf(text, sizeof text, ANSWER(",\"sampling\":{\"temperature\":1,%s}"), bad[i][0]);
+        snprintf(message, sizeof message, "request a-1: sampling %s", bad[i][1]);
+        refused(text, WB_CORRUPT, message);
+    }
+    refused(ANSWER(",\"sampling\":{\"temperature\":\"1\"}"), WB_CORRUPT,
+            "sampling temperature: expected a number, found text");
+}
+
+/* A stream passes over parts that say nothing, as that of the role of a chat; an error is none of them. */
+static void test_an_error_is_no_answer(void **unused) {
+    (void)unused;
+    refused("{\"id\":\"a-1\",\"object\":\"error\",\"message\":\"too long\",\"code\":400}", WB_NOT_FOUND,
+            "request a-1: expected an answer, found an error: too long");
+    refused("{\"id\":\"a-1\",\"input_ids\":[5],\"error\":\"too long\"}", WB_NOT_FOUND, "an error: too long");
+    refused("data: {\"error\":{\"message\":\"too long\",\"code\":400}}\n\n" ANSWER(""), WB_NOT_FOUND,
+            "line 1: request request-0: expected an answer, found an error: too long");
+    refused("data: {\"error\":{\"code\":400}}\n\n", WB_NOT_FOUND, "found an error: no text");
+    taken(ANSWER(",\"error\":null"));
+    taken(ANSWER(",\"error\":{\"message\":\"of a tool\"}"));
+}
+
+static void test_what_is_there_in_place_of_tokens(void **unused) {
+    (void)unused;
+    refused("{\"rid\":\"a-1\",\"input_ids\":[\"5\"],\"output_ids\":[6]," ROUTES "}", WB_NOT_FOUND,
+            "tokens beside response_length, found input_ids: a list that begins with text");
+    refused("{\"rid\":\"a-1\",\"prompt_tokens\":1,\"output_ids\":[6]," ROUTES "}", WB_NOT_FOUND,
+            "response_length, found nothing");
+    refused("{\"rid\":\"a-1\",\"input_ids\":[5],\"output_ids\":[[6]]," ROUTES "}", WB_NOT_FOUND,
+            "a name like these, found output_ids: a list that begins with a list");
+    refused("{\"rid\":\"a-1\",\"input_ids\":[5],\"token_ids\":\"6\"," ROUTES "}", WB_NOT_FOUND,
+            "a name like these, found token_ids: text");
+}
+
 static void test_tokens_beyond_the_vocabulary(void **unused) {
     static const char answer[] = ANSWER("");
     static const struct {
@@ -251,9 +312,32 @@ static void test_tokens_beyond_the_vocabulary(void **unused) {
         assert_int_equal(cases[i].status, wb_import_next(import, &record, &found));
         if (cases[i].status != WB_OK)
             assert_non_null(
-                strstr(wb_error_message(), i == 2 ? "request a-1: position 3: expected a token of the "
+                strstr(wb_error_message(), i == 2 ? "record a-1: position 3: expected a token of the "
                                                     "model's, 0..8, found 9"
                                                   : "position 1: expected a token of the model's, 0..5"));
+        wb_import_close(import);
+    }
+}
+
+/* The kept tokens too: 9 and 10 of which 9 was sampled. */
+static void test_kept_tokens_beyond_the_vocabulary(void **unused) {
+    static const char answer[] = ANSWER(",\"sampling_mask\":[[8],[10,9]]");
+    fixture_model f;
+    (void)unused;
+    fixture_model_init(&f, 2, 8, 2);
+    for (uint32_t vocab_size = 10; vocab_size < 12; vocab_size++) {
+        wb_import *import;
+        wb_record record;
+        bool found = false;
+        assert_int_equal(
+            WB_OK, wb_import_open("answers", answer, strlen(answer), WB_IMPORT_VLLM, &f.model, &import));
+        wb_import_set_vocab_size(import, vocab_size);
+        assert_int_equal(vocab_size == 10 ? WB_INVALID_ARGUMENT : WB_OK,
+                         wb_import_next(import, &record, &found));
+        if (vocab_size == 10)
+            assert_non_null(strstr(wb_error_message(),
+                                   "request a-1: record a-1: mask of position 3: expected "
+                                   "tokens of the model's, 0..9, found 10"));
         wb_import_close(import);
     }
 }
@@ -273,7 +357,12 @@ int main(void) {
         cmocka_unit_test(test_versions),
         cmocka_unit_test(test_lengths_out_of_range),
         cmocka_unit_test(test_a_nul_in_an_id),
+        cmocka_unit_test(test_groups_and_samples),
+        cmocka_unit_test(test_settings_of_sampling),
+        cmocka_unit_test(test_an_error_is_no_answer),
+        cmocka_unit_test(test_what_is_there_in_place_of_tokens),
         cmocka_unit_test(test_tokens_beyond_the_vocabulary),
+        cmocka_unit_test(test_kept_tokens_beyond_the_vocabulary),
     };
     return cmocka_run_group_tests(tests, NULL, close_last);
 }

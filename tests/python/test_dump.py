@@ -356,9 +356,7 @@ class Writing(unittest.TestCase):
         model = waybill.open(golden("good_layers_top_k.wbr")[0]).model
         self.assertEqual((model.row_shape, model.layer_k(1), model.weighted), ((11,), 3, 9))
         with self.assertRaisesRegex(waybill.InvalidArgument, "layer_top_k"):
-            waybill.RouteModel(
-                "m", model.fingerprint, "softmax", 4, (1, 2, 3), 12, 4, layer_top_k=(4, 0, 4)
-            )
+            waybill.RouteModel("m", model.fingerprint, "softmax", 4, (1, 2, 3), 12, 4, layer_top_k=(4, 0, 4))
 
     def test_what_was_written_is_read(self):
         random = support.random_for(self)
@@ -437,6 +435,36 @@ class Writing(unittest.TestCase):
                 waybill.InvalidArgument,
                 "span",
                 lambda: waybill.Record(model, "b", tokens, 1, spans=[(0, -2, 0)]),
+            ),
+            (
+                waybill.InvalidArgument,
+                r"record b: span weight_version: expected spans of \(start, end, weight_version\)",
+                lambda: waybill.Record(model, "b", tokens, 1, spans=[(0, 2)]),
+            ),
+            (
+                waybill.InvalidArgument,
+                r"record b: valid: expected shape \[3\], found \[2\]",
+                lambda: waybill.Record(model, "b", tokens, 1, routes=routes, valid=[True, True]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "record b: valid: expected 0 or 1 of each row, found 7",
+                lambda: waybill.Record(model, "b", tokens, 1, routes=routes, valid=[1, 7, 0]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "record b: logprobs: expected numbers, found complex numbers",
+                lambda: waybill.Record(model, "b", tokens, 1, logprobs=[-1, -1, 1j]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "tokens: .*shape",
+                lambda: waybill.Record(model, "b", [[1], [2, 3]], 1),
+            ),
+            (
+                waybill.InvalidArgument,
+                "rid: .*half a pair",
+                lambda: waybill.Record(model, "\ud800", tokens, 1),
             ),
             (waybill.InvalidArgument, "NUL", lambda: waybill.Record(model, "b\0c", tokens, 1)),
             (waybill.InvalidArgument, "group", lambda: waybill.Record(model, "b", tokens, 1, group=-1)),

@@ -244,6 +244,13 @@ class Example(unittest.TestCase):
             script = os.path.join(support.TESTS, "..", "examples", "03_transformers.py")
             command = [sys.executable, script, folder, work, "--batch", "1"]
             done = subprocess.run(command, capture_output=True, text=True)
+            # A folder without a dump is named in a line.
+            for record in os.listdir(work):
+                os.remove(os.path.join(work, record))
+            none = subprocess.run(command, capture_output=True, text=True)
+        self.assertEqual(none.returncode, 1)
+        self.assertRegex(none.stderr, r"(?m)^03_transformers.py: .*: no \*.wbr file in this directory$")
+        self.assertNotIn("Traceback", none.stderr)
         self.assertEqual(done.returncode, 0, done.stderr)
         off, rollout = (float(kl) for kl in re.findall(r"model\) ([-0-9.e]+)", done.stdout))
         self.assertGreater(off, 1e-5)

@@ -52,6 +52,17 @@ static inline void log_feed(feed_log *log, uint32_t n_in_pool, uint32_t n_went_b
     log->n_fed = n_fed;
 }
 
+/* Behind a step that failed, before log_step: what a request took over in it, whose keys it has lost with its
+ * state. */
+static inline void log_lost(const wb_engine *engine, feed_log *logs) {
+    for (wb_sched_entry *entry = engine->scheduler.first; entry; entry = entry->next) {
+        feed_log *log = &logs[number_of(entry->record)];
+        const uint32_t n_fed = wb_sequence_of(entry)->n_fed;
+        if (entry->running || n_fed <= log->n_fed) continue;
+        log_feed(log, n_fed, 0, n_fed, engine->weight_version);
+    }
+}
+
 /* What was polled: it has been fed all but its last token, or as far as its spans go. */
 static inline void log_finished(const wb_engine *engine, feed_log *logs, const wb_record *record) {
     const uint32_t n = record->n_tokens - 1;

@@ -13,6 +13,7 @@ enum {
     MAX_VERSIONS = 4,
     MAX_RANKS = 4,
     PAUSE_STEPS = 3,
+    PATIENCE = 12,
     LAST_EVENT_STEP = 16
 };
 
@@ -24,6 +25,11 @@ typedef struct event {
     uint64_t step;
     event_kind kind;
     uint32_t number;
+    /* It waits, and all behind it, until a state has gone back from a wrong draft, of the request where it is
+     * of one, and its tokens are yet to be fed again; for PATIENCE steps at most. */
+    bool behind_draft;
+    /* New weights: a rank lags behind, so that a step fails on all of them and is made again. */
+    bool late;
 } event;
 
 typedef struct schedule {
@@ -56,7 +62,7 @@ static inline void schedule_add(schedule *s, uint64_t step, event_kind kind, uin
     uint32_t at = s->n_events++;
     if (at == MAX_EVENTS) abort();
     for (; at > 0 && s->events[at - 1].step > step; at--) s->events[at] = s->events[at - 1];
-    s->events[at] = (event){step, kind, number};
+    s->events[at] = (event){step, kind, number, false, false};
 }
 
 /* Tokens of a request at its longest. */
@@ -181,6 +187,21 @@ static inline int32_t schedule_kinds(wb_family family) {
     return family == WB_FAMILY_QWEN3_NEXT || family == WB_FAMILY_QWEN3_5_MOE ? 2 : 1;
 }
 
+/* Aborts and new weights seldom come in the one step between a wrong draft and its tokens' second feed, where
+ * layers keep a state, and a step never fails by itself. */
+static inline void schedule_make_rare(schedule *s) {
+    const bool behind_draft = schedule_kinds(s->config.family) > 1 && s->seed / 2 % 2 == 0;
+    const bool late = s->n_ranks > 1 && s->seed / 5 % 4 == 0;
+    for (uint32_t i = 0; i < s->n_events; i++) {
+        event *e = &s->events[i];
+        const bool is_change = e->kind == EVENT_WEIGHTS && e->number > 0;
+        /* Not before the first weights, which come last of the first step. */
+        e->behind_draft =
+            behind_draft && e->step > 0 && (e->kind == EVENT_ABORT || (is_change && e->number % 2 == 1));
+        e->late = late && is_change;
+    }
+}
+
 static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool cuda) {
     dice d = {wb_mix64(seed)};
     memset(s, 0, sizeof *s);
@@ -205,6 +226,7 @@ static inline void schedule_make(schedule *s, uint64_t seed, int max_ranks, bool
         schedule_add(s, pick(&d, 0, LAST_EVENT_STEP), EVENT_PAUSE, pick(&d, 0, (uint32_t)s->n_ranks - 1));
     uint64_t step = 0;
     for (uint32_t v = 1; v <= n_changes; v++) schedule_add(s, step += pick(&d, 1, 6), EVENT_WEIGHTS, v);
+    schedule_make_rare(s);
 }
 
 /* ---- printing ------------------------------------------------------------------------------------ */
@@ -226,7 +248,8 @@ static inline void schedule_print(const schedule *s) {
                s->options[r].max_unfinished, s->options[r].max_unfinished_tokens);
     for (uint32_t i = 0; i < s->n_events; i++) {
         const event *e = &s->events[i];
-        printf("  step %" PRIu64 ": %s %" PRIu32, e->step, names[e->kind], e->number);
+        printf("  step %" PRIu64 ": %s %" PRIu32 "%s%s", e->step, names[e->kind], e->number,
+               e->behind_draft ? " behind a wrong draft" : "", e->late ? ", a rank late" : "");
         if (e->kind == EVENT_SUBMIT) {
             const wb_request *r = &s->asks[e->number].request;
             printf(" on rank %" PRIu32 ": %" PRIu32 " + %" PRIu32 " tokens, routes %d from %" PRIu32

@@ -19,7 +19,9 @@ typedef struct outcome {
     wb_engine_stats stats[MAX_RANKS];
     uint64_t pause_steps[MAX_RANKS]; /* the same on all ranks */
     uint64_t refusals[MAX_RANKS];
-    char failures[MAX_RANKS][400]; /* of each rank, the first; "": none */
+    uint64_t failed_steps[MAX_RANKS];  /* by weights that were late; the same on all ranks */
+    uint64_t behind_drafts[MAX_RANKS]; /* events that met what they waited for; likewise */
+    char failures[MAX_RANKS][400];     /* of each rank, the first; "": none */
 } outcome;
 
 typedef struct schedule_rank {
@@ -28,7 +30,8 @@ typedef struct schedule_rank {
     wb_comm *comm;
     rig shards[MAX_VERSIONS];
     wb_engine *engine;
-    uint64_t resume_step;       /* 0: nothing to end */
+    uint64_t resume_step;       /* of whichever rank's pause; 0: nothing to end */
+    const event *late;          /* new weights that some rank has yet to be given */
     uint32_t refused[MAX_ASKS]; /* by the limits of the engine, in order: they are asked again in each step */
     uint32_t n_refused;
 } schedule_rank;
@@ -84,13 +87,22 @@ static inline bool submit(schedule_rank *r, uint32_t number) {
     return status == WB_OK || (status == WB_CAPACITY && r->s->options[0].max_unfinished > 0);
 }
 
-static inline bool apply_event(schedule_rank *r, const event *e) {
-    if (e->kind == EVENT_WEIGHTS)
-        return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
+static inline bool set_weights(schedule_rank *r, const event *e) {
+    return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
+}
+
+static inline bool lags_behind(const schedule_rank *r, const event *e) {
+    return (uint32_t)wb_comm_rank(r->comm) == e->number % (uint32_t)r->s->n_ranks;
+}
+
+static inline bool apply_event(schedule_rank *r, const event *e, uint64_t step) {
+    if (e->kind == EVENT_WEIGHTS) {
+        r->late = e->late && r->s->n_ranks > 1 ? e : NULL;
+        return (r->late && lags_behind(r, e)) || set_weights(r, e);
+    }
     if (e->kind == EVENT_PAUSE) {
-        if (e->number != (uint32_t)wb_comm_rank(r->comm)) return true;
-        wb_engine_pause(r->engine);
-        r->resume_step = e->step + PAUSE_STEPS;
+        r->resume_step = step + PAUSE_STEPS;
+        if (e->number == (uint32_t)wb_comm_rank(r->comm)) wb_engine_pause(r->engine);
         return true;
     }
     ask *a = &r->s->asks[e->number];
@@ -98,6 +110,44 @@ static inline bool apply_event(schedule_rank *r, const event *e) {
     if (e->kind == EVENT_SUBMIT) return submit(r, e->number);
     const wb_status status = wb_engine_abort(r->engine, a->rid);
     return status == WB_OK || status == WB_NOT_FOUND; /* not yet, or no longer */
+}
+
+/* On which rank ever. */
+static inline bool has_gone_back(schedule_rank *r, const event *e, bool *found_out) {
+    uint64_t n = 0;
+    for (const wb_sched_entry *entry = r->engine->scheduler.first; entry; entry = entry->next)
+        if (e->kind != EVENT_ABORT || number_of(entry->record) == e->number) n |= entry->n_went_back > 0;
+    if (wb_comm_all_reduce_max_u64(r->comm, &n) != WB_OK) return false;
+    *found_out = n > 0;
+    r->out->behind_drafts[wb_comm_rank(r->comm)] += n;
+    return true;
+}
+
+/* Those whose step has come, but nothing behind weights that are late: that step fails. */
+static inline bool apply_events(schedule_rank *r, uint64_t step, uint32_t *next_event) {
+    const schedule *s = r->s;
+    for (; *next_event < s->n_events && !r->late; ++*next_event) {
+        const event *e = &s->events[*next_event];
+        bool due = step >= e->step + (e->behind_draft ? PATIENCE : 0);
+        if (!due && step >= e->step && !has_gone_back(r, e, &due)) return false;
+        if (!due) return true;
+        if (!apply_event(r, e, step)) return false;
+    }
+    return true;
+}
+
+/* A step that all ranks fail by, of which nothing stays but what a request took over. */
+static inline bool fail_step(schedule_rank *r, bool *busy) {
+    const int rank = wb_comm_rank(r->comm);
+    const wb_status status = wb_engine_step(r->engine, busy);
+    if (status != WB_PEER) schedule_fail(r->out, rank, "late weights", "a step did not fail by them");
+    log_lost(r->engine, r->out->logs);
+    log_step(r->engine, r->out->logs);
+    r->out->failed_steps[rank]++;
+    const bool set = !lags_behind(r, r->late) || set_weights(r, r->late);
+    r->late = NULL;
+    *busy = true;
+    return status == WB_PEER && set;
 }
 
 static inline void take_finished(schedule_rank *r) {
@@ -119,13 +169,11 @@ static inline bool go_on_for_refused(schedule_rank *r, bool *busy) {
 }
 
 static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_event, bool *busy) {
-    const schedule *s = r->s;
-    if (!submit(r, NONE)) return false;
-    for (; *next_event < s->n_events && s->events[*next_event].step <= step; ++*next_event)
-        if (!apply_event(r, &s->events[*next_event])) return false;
+    if (!submit(r, NONE) || !apply_events(r, step, next_event)) return false;
     if (r->resume_step == step) wb_engine_resume(r->engine);
     const wb_engine_stats before = wb_engine_get_stats(r->engine);
     log_step(r->engine, r->out->logs); /* whom an event has preempted */
+    if (r->late) return fail_step(r, busy);
     if (wb_engine_step(r->engine, busy) != WB_OK) return false;
     const wb_engine_stats after = wb_engine_get_stats(r->engine);
     if (before.paused &&
@@ -139,10 +187,9 @@ static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_even
 
 static inline void schedule_steps(schedule_rank *r) {
     const int rank = wb_comm_rank(r->comm);
-    const uint64_t last = r->s->events[r->s->n_events - 1].step + PAUSE_STEPS;
     uint32_t next_event = 0;
     bool busy = true;
-    for (uint64_t step = 0; busy || next_event < r->s->n_events || step <= last; step++) {
+    for (uint64_t step = 0; busy || next_event < r->s->n_events || step <= r->resume_step; step++) {
         if (step < MAX_STEPS && one_step(r, step, &next_event, &busy)) continue;
         schedule_fail(r->out, rank, "a step", step == MAX_STEPS ? "still busy" : wb_error_message());
         wb_comm_abort(r->comm);

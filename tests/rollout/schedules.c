@@ -24,7 +24,7 @@ enum { FIRST_SEED = 1, COUNT = 250 };
 
 typedef struct tally {
     uint64_t steps, preemptions, aborted, changed, taken_over, continued, accepted, rejected, paused, lent,
-        refused;
+        refused, failed, behind_drafts;
     uint64_t listed; /* tokens whose indexers chose, of records that say what */
     uint64_t of_family[N_FAMILIES];
 } tally;
@@ -41,6 +41,8 @@ static void add_to_tally(tally *t, const schedule *s, const outcome *out) {
     t->of_family[s->config.family]++;
     t->steps += out->stats[0].steps;
     t->paused += out->pause_steps[0];
+    t->failed += out->failed_steps[0];
+    t->behind_drafts += out->behind_drafts[0];
     for (uint32_t i = 0; i < MAX_ASKS; i++) {
         if (!out->done[i]) continue;
         t->aborted += out->done[i]->record.finish == WB_FINISH_ABORT;
@@ -209,8 +211,8 @@ static bool rich_enough(const tally *t, const options *o) {
     return n < COUNT ||
            (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
             t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 16 &&
-            t->rejected >= n / 8 && t->paused >= n / 8 && t->refused >= n / 8 &&
-            (t->lent >= n / 8 || o->max_ranks == 1));
+            t->rejected >= n / 8 && t->paused >= n / 8 && t->refused >= n / 8 && t->behind_drafts >= n / 64 &&
+            ((t->lent >= n / 8 && t->failed >= n / 16) || o->max_ranks == 1));
 }
 
 /* A rank has a GPU of its own. Ranks of one process that share one stand still where a rank launches a kernel
@@ -250,13 +252,14 @@ int main(int argc, char **argv) {
         return 1;
     }
     printf("schedules: seeds %" PRIu64 "..%" PRIu64 ", %" PRIu64 " steps, %" PRIu64
-           " of them paused, %" PRIu64 " preemptions, %" PRIu64 " aborted, %" PRIu64
-           " requests under changing weights, %" PRIu64 " tokens taken over, %" PRIu64
-           " records continued, %" PRIu64 " lent, %" PRIu64 " refused, %" PRIu64
-           " tokens with what indexers chose, %" PRIu64 " drafts accepted, %" PRIu64 " rejected, %" PRIu64
-           " of the rarest family: each as it is alone\n",
-           o.first, o.first + o.count - 1, t.steps, t.paused, t.preemptions, t.aborted, t.changed,
-           t.taken_over, t.continued, t.lent, t.refused, t.listed, t.accepted, t.rejected, rarest_family(&t));
+           " of them paused, %" PRIu64 " failed, %" PRIu64 " events behind a wrong draft, %" PRIu64
+           " preemptions, %" PRIu64 " aborted, %" PRIu64 " requests under changing weights, %" PRIu64
+           " tokens taken over, %" PRIu64 " records continued, %" PRIu64 " lent, %" PRIu64
+           " refused, %" PRIu64 " tokens with what indexers chose, %" PRIu64 " drafts accepted, %" PRIu64
+           " rejected, %" PRIu64 " of the rarest family: each as it is alone\n",
+           o.first, o.first + o.count - 1, t.steps, t.paused, t.failed, t.behind_drafts, t.preemptions,
+           t.aborted, t.changed, t.taken_over, t.continued, t.lent, t.refused, t.listed, t.accepted,
+           t.rejected, rarest_family(&t));
     if (rich_enough(&t, &o)) return 0;
     printf("expected more of each: the schedules are too easy to show anything\n");
     return 1;

@@ -32,6 +32,37 @@ static void test_options_below_one_are_named(void **state) {
     rig_close(&r);
 }
 
+static void test_null_is_refused(void **state) {
+    (void)state;
+    rig r = open_rig();
+    const wb_config c = config();
+    wb_engine *engine = NULL;
+    wb_memory memory;
+    bool busy = false;
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_open(NULL, NULL, &engine));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_open(r.model, NULL, NULL));
+    assert_message("engine: model or engine_out is NULL");
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_measure(NULL, NULL, NULL, 0, 1, 0, &memory));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_measure(&c, NULL, NULL, 0, 1, 0, NULL));
+    assert_ok(wb_engine_open(r.model, NULL, &engine));
+    ask a = ask_fixed("null", 3, 2);
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(NULL, ask_request(&a)));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_submit(engine, NULL));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_step(NULL, &busy));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_step(engine, NULL));
+    assert_int_equal(0, wb_engine_get_stats(engine).steps);
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_abort(NULL, "null"));
+    assert_int_equal(WB_NOT_FOUND, wb_engine_abort(engine, NULL));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_set_weights(NULL, r.model, 1));
+    assert_int_equal(WB_INVALID_ARGUMENT, wb_engine_set_weights(engine, NULL, 1));
+    wb_engine_pause(NULL);
+    wb_engine_resume(NULL);
+    assert_null(wb_engine_poll(NULL));
+    assert_int_equal(0, wb_engine_get_stats(NULL).n_blocks);
+    wb_engine_close(engine);
+    rig_close(&r);
+}
+
 /* What a caller of an earlier version, whose struct ended before the last fields, leaves out keeps its
  * default. */
 static void test_structs_of_an_earlier_version(void **state) {
@@ -216,6 +247,7 @@ static void test_a_mask_has_room_or_is_refused(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options_below_one_are_named),
+        cmocka_unit_test(test_null_is_refused),
         cmocka_unit_test(test_structs_of_an_earlier_version),
         cmocka_unit_test(test_bad_requests_are_refused_by_name),
         cmocka_unit_test(test_capacity_names_the_numbers),

@@ -311,7 +311,7 @@ def make_indexers():
         one = indexed(I)
         one[position, slice(None) if layer is None else layer // 2] = cell
         wrong(what, "INVALID_ARGUMENT", message, one)
-    wrong("reals", "CORRUPT", "indexer_topk: lists: expected integers of 32 bits, found a number", (indexed(I) + 0.5).tolist())
+    wrong("reals", "CORRUPT", "indexer_topk: lists: expected integers of 32 bits, found a real number", (indexed(I) + 0.5).tolist())
     wrong("not_base64", "CORRUPT", "indexer_topk", "AA*A")
     wrong("odd_bytes", "CORRUPT", "indexer_topk", b64(indexed(I).tobytes()[:-1]))
 
@@ -605,6 +605,14 @@ def make_verl():
     full[0, 2 + 6] = full[0, 4]
     bad("verl", "last_row", npz(**dict(batch, routed_experts=full)), "INVALID_ARGUMENT", "position 6: expected no row of the last token", extension="npz", good_read=1)
     bad("verl", "mask_length", lines(dict(one, attention_mask=one["attention_mask"][:-1])), "CORRUPT", "attention_mask: expected 12")
+    for what, more, message in (
+        ("mask_of_sequences", {"attention_mask": [2 * t for t in one["attention_mask"]]}, "attention_mask[4]: expected 0 or 1, found 2"),
+        ("halves_of_other_places", {"prompts": one["prompts"][1:]}, "prompts and responses: expected 12 places, as many as input_ids has, found"),
+        ("prompts_of_other_tokens", {"prompts": [t + (t > 0) for t in one["prompts"]]}, "prompts[4]: expected"),
+        ("responses_of_other_tokens", {"responses": one["responses"][::-1]}, "responses[0]: expected"),
+        ("prompts_too_long", {"prompts": one["prompts"] * 3}, "prompts: expected at most 12 places, as many as input_ids has, found"),
+    ):
+        bad("verl", what, lines(dict(one, **more)), "CORRUPT", message)
     bad("verl", "no_lengths", lines({k: v for k, v in no_responses.items() if k != "response_mask"}), "NOT_FOUND", "expected prompts, responses")
     bad("verl", "no_mask", lines({k: v for k, v in one.items() if k != "attention_mask"}), "NOT_FOUND", "expected attention_mask beside input_ids")
     bad("verl", "rows", npz(**dict(batch, routed_experts=batch["routed_experts"][:, 2:])), "MISMATCH", "found [10, 4, 2]", extension="npz", good_read=0)

@@ -16,9 +16,9 @@ static wb_compressor_weights declare_compressor(wb_registry *registry, int32_t l
     char name[WB_TENSOR_NAME_BYTES];
     wb_compressor_weights w;
     snprintf(name, sizeof name, "%s.kv_proj.weight", prefix);
-    w.values = wb_registry_matrix(registry, l, name, C, H);
+    w.values = wb_registry_linear(registry, l, name, C, H);
     snprintf(name, sizeof name, "%s.gate_proj.weight", prefix);
-    w.gates = wb_registry_matrix(registry, l, name, C, H);
+    w.gates = wb_registry_linear(registry, l, name, C, H);
     w.bias = wb_registry_storage(registry, WB_F32, ratio, C);
     snprintf(name, sizeof name, "%s.position_bias", prefix);
     wb_registry_tensor(registry, l, -1, name, ratio, C, w.bias, 0);
@@ -35,10 +35,10 @@ static void declare_indexer(wb_registry *registry, int32_t l, wb_compressed_weig
     for (int32_t i = 0; i < l; i++) w->index_column += wb_config_is_sparse(c, i);
     w->index =
         declare_compressor(registry, l, "self_attn.compressor.indexer", s->index_dim, s->sparse_rate, true);
-    w->index_q = wb_registry_matrix(registry, l, "self_attn.compressor.indexer.q_b_proj.weight",
+    w->index_q = wb_registry_linear(registry, l, "self_attn.compressor.indexer.q_b_proj.weight",
                                     (int64_t)s->index_heads * s->index_dim, s->q_rank);
     w->index_weights =
-        wb_registry_matrix(registry, l, "self_attn.compressor.indexer.scorer.weights_proj.weight",
+        wb_registry_linear(registry, l, "self_attn.compressor.indexer.scorer.weights_proj.weight",
                            s->index_heads, c->hidden_size);
     wb_registry_no_gradient(registry, first);
 }
@@ -50,13 +50,13 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
                   o = (int64_t)s->o_groups * s->o_rank;
     const int32_t ratio = wb_config_compress_rate(c, l);
     wb_compressed_weights *w = weights;
-    w->q_a = wb_registry_matrix(registry, l, "self_attn.q_a_proj.weight", s->q_rank, H);
+    w->q_a = wb_registry_linear(registry, l, "self_attn.q_a_proj.weight", s->q_rank, H);
     w->q_norm = wb_registry_vector(registry, l, "self_attn.q_a_norm.weight", s->q_rank);
-    w->q_b = wb_registry_matrix(registry, l, "self_attn.q_b_proj.weight", q, s->q_rank);
-    w->kv = wb_registry_matrix(registry, l, "self_attn.kv_proj.weight", d, H);
+    w->q_b = wb_registry_linear(registry, l, "self_attn.q_b_proj.weight", q, s->q_rank);
+    w->kv = wb_registry_linear(registry, l, "self_attn.kv_proj.weight", d, H);
     w->kv_norm = wb_registry_vector(registry, l, "self_attn.kv_norm.weight", d);
     w->o_a = wb_registry_matrix(registry, l, "self_attn.o_a_proj.weight", o, q / s->o_groups);
-    w->o_b = wb_registry_matrix(registry, l, "self_attn.o_b_proj.weight", H, o);
+    w->o_b = wb_registry_linear(registry, l, "self_attn.o_b_proj.weight", H, o);
     w->sinks = wb_registry_vector(registry, l, "self_attn.sinks", c->n_heads);
     if (ratio == 0) return;
     w->entry = declare_compressor(registry, l, "self_attn.compressor", d, ratio, wb_config_is_sparse(c, l));

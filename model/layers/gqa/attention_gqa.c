@@ -18,11 +18,11 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     w->q_bias = w->k_bias = w->v_bias = w->o_bias = -1;
     w->q_norm = w->k_norm = w->sinks = -1;
     w->window = wb_config_window(c, l);
-    w->q = wb_registry_matrix(registry, l, "self_attn.q_proj.weight",
+    w->q = wb_registry_linear(registry, l, "self_attn.q_proj.weight",
                               registry->model->family->query_gate ? 2 * q : q, H);
-    w->k = wb_registry_matrix(registry, l, "self_attn.k_proj.weight", kv, H);
-    w->v = wb_registry_matrix(registry, l, "self_attn.v_proj.weight", kv, H);
-    w->o = wb_registry_matrix(registry, l, "self_attn.o_proj.weight", H, q);
+    w->k = wb_registry_linear(registry, l, "self_attn.k_proj.weight", kv, H);
+    w->v = wb_registry_linear(registry, l, "self_attn.v_proj.weight", kv, H);
+    w->o = wb_registry_linear(registry, l, "self_attn.o_proj.weight", H, q);
     if (c->attention_bias) {
         w->q_bias = wb_registry_vector(registry, l, "self_attn.q_proj.bias", q);
         w->k_bias = wb_registry_vector(registry, l, "self_attn.k_proj.bias", kv);

@@ -15,16 +15,16 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     wb_mla_weights *w = weights;
     w->q_a = w->q_norm = -1;
     if (m->q_rank == 0) {
-        w->q = wb_registry_matrix(registry, l, "self_attn.q_proj.weight", width.q, H);
+        w->q = wb_registry_linear(registry, l, "self_attn.q_proj.weight", width.q, H);
     } else {
-        w->q_a = wb_registry_matrix(registry, l, "self_attn.q_a_proj.weight", m->q_rank, H);
+        w->q_a = wb_registry_linear(registry, l, "self_attn.q_a_proj.weight", m->q_rank, H);
         w->q_norm = wb_registry_vector(registry, l, "self_attn.q_a_layernorm.weight", m->q_rank);
-        w->q = wb_registry_matrix(registry, l, "self_attn.q_b_proj.weight", width.q, m->q_rank);
+        w->q = wb_registry_linear(registry, l, "self_attn.q_b_proj.weight", width.q, m->q_rank);
     }
     w->kv_a = wb_registry_matrix(registry, l, "self_attn.kv_a_proj_with_mqa.weight", width.latent, H);
     w->kv_norm = wb_registry_vector(registry, l, "self_attn.kv_a_layernorm.weight", m->kv_rank);
     w->kv_b = wb_registry_matrix(registry, l, "self_attn.kv_b_proj.weight", kv, m->kv_rank);
-    w->o = wb_registry_matrix(registry, l, "self_attn.o_proj.weight", H, width.values);
+    w->o = wb_registry_linear(registry, l, "self_attn.o_proj.weight", H, width.values);
 }
 
 static void state_shape(const wb_config *config, wb_state_shape *shape_out) {

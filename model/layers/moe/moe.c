@@ -46,7 +46,7 @@ static void declare(wb_registry *registry, int32_t l, void *weights) {
     wb_moe_weights *w = weights;
     w->moe_index = registry->n_moe++;
     w->router =
-        wb_registry_matrix(registry, l, "mlp.gate.weight", m->config.router.n_experts, m->config.hidden_size);
+        wb_registry_linear(registry, l, "mlp.gate.weight", m->config.router.n_experts, m->config.hidden_size);
     w->hashed = wb_config_is_hash(&m->config, l);
     w->selection_bias =
         m->family->selection_bias && !w->hashed

@@ -28,6 +28,12 @@ out_has '"first_token_difference":null,"first_difference":null'
 "$waybill" diff --json "$golden/good_u8.wbr" "$golden/good_u8.wbr" >"$scratch/wanted"
 "$waybill" diff --json <(cat "$golden/good_u8.wbr") - <"$golden/good_u8.wbr" >"$scratch/out" 2>"$scratch/err"
 cmp -s "$scratch/wanted" "$scratch/out" || fault "a pipe and standard input: another answer"
+# A file as standard input is read from its beginning each time, a pipe once.
+"$waybill" diff --json - - <"$golden/good_u8.wbr" >"$scratch/out" 2>"$scratch/err"
+cmp -s "$scratch/wanted" "$scratch/out" || fault "standard input twice: another answer"
+cat "$golden/good_u8.wbr" | "$waybill" diff - - >"$scratch/out" 2>"$scratch/err"
+[ "${PIPESTATUS[1]}" -eq 2 ] || fault "one pipe as A and B: expected exit code 2"
+err_has "waybill diff: B: expected another input than A, found one pipe as both"
 
 # ---- nothing in common: means of nothing are not zeros
 expect 0 "$waybill" split "$golden/good_u8.wbr" "$scratch/apart" --records 1

@@ -62,6 +62,8 @@ for inputs in "${parts[0]} ${parts[0]}" "$golden/good_u8.wbr $golden/good_u16.wb
 done
 expect 1 "$waybill" merge "$scratch/new.wbr" "${parts[0]}" "${parts[0]}"
 err_has "${parts[0]}: rid golden-0 is in the file already, as record 0"
+expect 1 "$waybill" merge "$scratch/new.wbr" "$golden/bad_rows_checksum.wbr"
+err_has "waybill: $golden/bad_rows_checksum.wbr: byte"
 expect 1 "$waybill" merge "$scratch/new.wbr" "$golden/good_u8.wbr" "$golden/good_u16.wbr"
 err_has "good_u16.wbr: model num_experts: expected 8, found 300"
 

@@ -1,5 +1,5 @@
-/* packed_experts.c - see packed_experts.h. Refuses: the order itself (kernels, wb_pack_weights_fn). */
-#include "packed_experts.h"
+/* packed_weights.c - see packed_weights.h. Refuses: the order itself (kernels, wb_pack_weights_fn). */
+#include "packed_weights.h"
 
 /* A model that is only measured has no device, and bytes do not depend on this. */
 bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols) {
@@ -7,26 +7,29 @@ bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols) {
            rows % WB_PACKED_COLUMNS == 0;
 }
 
-/* `count` slots of each storage; 0: what that needs is reserved. */
-static wb_status pack(wb_model *model, int64_t count) {
+/* The storages' matrices, or none of them: then what that needs is reserved. */
+static wb_status pack(wb_model *model, bool none) {
     wb_device *dev = model->device;
     for (int32_t i = 0; i < model->n_params; i++) {
         const wb_param *p = &model->params[i];
         if (!p->packed || p->shared) continue;
-        const wb_weight slot = {p->memory.data, p->dtype, p->slot_elements / p->cols, p->cols, false};
-        WB_TRY(dev->pack_weights(dev, count, slot));
+        const bool of_experts = p->moe_layer >= 0;
+        const int64_t count = of_experts ? wb_model_local_slots(model) : 1,
+                      rows = of_experts ? p->slot_elements / p->cols : p->rows;
+        const wb_weight first = {p->memory.data, p->dtype, rows, p->cols, false};
+        WB_TRY(dev->pack_weights(dev, none ? 0 : count, first));
     }
     return WB_OK;
 }
 
 wb_status wb_model_reserve_packing(wb_model *model) {
-    WB_TRY(pack(model, 0));
-    return model->mtp ? pack(model->mtp, 0) : WB_OK;
+    WB_TRY(pack(model, true));
+    return model->mtp ? pack(model->mtp, true) : WB_OK;
 }
 
-wb_status wb_model_pack_experts(wb_model *model) {
-    WB_TRY(pack(model, wb_model_local_slots(model)));
-    return model->mtp ? pack(model->mtp, wb_model_local_slots(model->mtp)) : WB_OK;
+wb_status wb_model_pack_weights(wb_model *model) {
+    WB_TRY(pack(model, false));
+    return model->mtp ? pack(model->mtp, false) : WB_OK;
 }
 
 /* Where the device has no order of its own, too: what is refused does not depend on the device. */
