@@ -84,17 +84,18 @@ typedef struct wb_route_rows {
 
 /* A second choice, recorded on request: the positions that an indexer chose for a token in an attention
  * layer. What a position counts is the model's: tokens, or the compressed entries that stand for
- * `indexer_rate` of them each; it is below wb_indexer_seen. A cell is one token's choice in one layer; cell
- * r * S + s is of the token at position start + r and of the s-th of the S layers that use an indexer of
- * their own (wb_indexer_column). A layer that uses another one's has no cell. A token that could choose
- * nothing has cells of count 0, and one whose choice is not known lies outside of the run. The run owns
- * nothing. */
+ * `indexer_rate` of them each; it is below wb_indexer_seen. A cell is one token's choice by one indexer, in
+ * the indexer's column: cell r * columns + c is of the token at position start + r and of column c of the
+ * wb_indexer_columns, one for each layer with an indexer of its own (wb_indexer_column). A layer that uses
+ * another one's has no cell. A token that could choose nothing has cells of count 0, and one whose choice is
+ * not known lies outside of the run. The run owns nothing. */
 typedef struct wb_indexer_rows {
     uint32_t start; /* position of row 0 in the request */
     uint32_t rows;
-    const uint32_t *counts; /* [rows][S] how many were chosen: wb_indexer_count where the rate is known */
-    /* [rows][S] the positions of cell c are positions [ends[c - 1], ends[c]) (from 0 for c = 0): counts[c] of
-     * them, or none, and then the choice is all of 0 .. counts[c] - 1 */
+    /* [rows][columns] how many were chosen: wb_indexer_count where the rate is known */
+    const uint32_t *counts;
+    /* [rows][columns] cell i has the positions from ends[i - 1], or 0, to ends[i]: counts[i] of them, or
+     * none, and then the choice is all of 0 .. counts[i] - 1 */
     const uint64_t *ends;
     const uint32_t *positions; /* strictly ascending in a cell, each below wb_indexer_seen of start + r */
 } wb_indexer_rows;
@@ -269,20 +270,20 @@ WB_API uint64_t wb_record_count_repeats(const wb_route_model *model, const wb_re
 
 /* ---- what indexers chose ------------------------------------------------------------------------ */
 
-/* One token's choice in one layer. */
+/* One token's choice by one indexer. */
 typedef struct wb_indexer_choice {
     uint32_t count;
     const uint32_t *positions; /* [count] strictly ascending; NULL: 0 .. count - 1 */
 } wb_indexer_choice;
 
-/* S: how many layers use an indexer of their own. */
+/* How many layers use an indexer of their own: the columns of a row. */
 WB_API uint32_t wb_indexer_columns(const wb_route_model *model);
 
 /* The column of a row that has the choice of layer `i` of indexer_layers, i < n_indexer_layers: that of the
  * layer whose indexer it uses. */
 WB_API uint32_t wb_indexer_column(const wb_route_model *model, uint32_t i);
 
-/* The other way: the place in indexer_layers of the layer that has the indexer of `column`, column < S. */
+/* The other way: the place in indexer_layers of the layer that has the indexer of `column`. */
 WB_API uint32_t wb_indexer_layer(const wb_route_model *model, uint32_t column);
 
 /* The choice of the token at `position` in `column`; false, and nothing written, when `rows`, of a record

@@ -223,8 +223,9 @@ WB_API wb_status wb_hash_file_open(const char *dir, wb_hash_file **file_out);
 WB_API void wb_hash_file_close(wb_hash_file *file);                         /* NULL is a no-op */
 WB_API const wb_hash_routes *wb_hash_file_routes(const wb_hash_file *file); /* NULL: none; owner: file */
 
-/* S: indexers of such a model, each of a layer of its own (wb_indexer_columns). Up to index_top_k of the
- * entries that a token sees, one for each sparse_rate tokens up to its own, are chosen by each. */
+/* Indexers of such a model, each of a layer of its own, as wb_indexer_columns says of its routes. Up to
+ * index_top_k of the entries that a token sees, one for each sparse_rate tokens up to its own, are chosen by
+ * each. */
 WB_API int32_t wb_config_n_indexers(const wb_config *config);
 
 /* Bytes of the routes of one token, [L][K] of wb_route_dtype(E). */
@@ -405,12 +406,12 @@ WB_API void wb_model_detach_slots(wb_model *model, const void *slots);
 
 /* to's weights := from's, all replicas, rounded to to's dtype, whatever the placements. MISMATCH, with
  * nothing changed, unless configuration and ranks are the same; UNSUPPORTED, likewise, where `from` is for
- * inference only. Collective where experts travel (wb_model_copy_travels), over the communicator of `to`; else
- * of this rank alone. */
+ * inference only. Collective where experts travel (wb_model_copy_travels), over the communicator of `to`;
+ * else of this rank alone. */
 WB_API wb_status wb_model_copy_weights(wb_model *to, const wb_model *from);
-/* What this rank can refuse a copy for, and the memory that it takes here, which stays with `to`: for a caller
- * that has something to give up before the copy. After it the copy fails by the device or another rank alone.
- * Errors as of the copy. Not collective. */
+/* What this rank can refuse a copy for, and the memory that it takes here, which stays with `to`: for a
+ * caller that has something to give up before the copy. After it the copy fails by the device or another rank
+ * alone. Errors as of the copy. Not collective. */
 WB_API wb_status wb_model_prepare_copy(wb_model *to, const wb_model *from);
 /* Whether `to`, on any rank, has an expert that this rank does not have in `from`, a model of the same
  * configuration and ranks. */
@@ -460,16 +461,17 @@ typedef struct wb_routing {
      * counts of these rows under the model's dispatch. That is asked of the device before the first layer,
      * which the host waits for; a model of one rank, which needs no count, does not ask. */
     const wb_planned_layer *planned;
-    /* What indexers choose, of a model whose routes have layers with indexers: for each of its S indexers
+    /* What indexers choose, of a model whose routes have layers with indexers: for each column
      * (wb_indexer_columns) the positions that each token looks at, ascending, then -1: device
-     * [S][T][indexer_k]. NULL: every row chooses for itself, and nobody is told. A row whose direction is not
-     * native looks at what stands there; a native one chooses, and its choice is written there, as with
-     * `ids`: the backward and its recompute follow what is there. No gradient passes through a choice.
+     * [columns][T][indexer_k]. NULL: every row chooses for itself, and nobody is told. A row whose direction
+     * is not native looks at what stands there; a native one chooses, and its choice is written there, as
+     * with `ids`: the backward and its recompute follow what is there. No gradient passes through a choice.
      * INVALID_ARGUMENT, found by the device, for positions out of order or beyond what a token may see;
      * before that, for a model without indexers, and for the next two where this one is NULL. */
     int32_t *listed;
-    const uint8_t *listed_direction; /* device [S][T] wb_row_direction, or NULL: all native */
-    int32_t *listed_native; /* device [S][T][indexer_k], out: what each row would choose by itself; or NULL */
+    const uint8_t *listed_direction; /* device [columns][T] wb_row_direction, or NULL: all native */
+    /* device [columns][T][indexer_k], out: what each row would choose by itself; or NULL */
+    int32_t *listed_native;
 } wb_routing;
 
 /* ---- inference ----------------------------------------------------------------------------------- */

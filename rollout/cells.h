@@ -1,9 +1,9 @@
 /* cells.h - what indexers chose for the tokens of one request (wb_indexer_rows), as it grows with its rows.
  * Refuses: a step's lists (step_cells.h), who is asked for them (request.c).
  *
- * A token chooses all entries that it sees where they are no more than indexer_k (wb_indexer_count). Of such
- * a choice a record has the count alone, so that what the first tokens of a sequence chose is known of any
- * sequence, and takes no room. */
+ * A token chooses all positions that it sees where they are no more than indexer_k (wb_indexer_count). Of
+ * such a choice a record has the count alone, so that what the first tokens of a sequence chose is known of
+ * any sequence, and takes no room. */
 #ifndef WB_CELLS_H
 #define WB_CELLS_H
 
@@ -18,16 +18,16 @@ static inline uint64_t wb_cells_n_whole(const wb_route_model *model) {
 /* Those of one request, of its tokens 0 .. n_rows - 1. */
 typedef struct wb_cells {
     const wb_route_model *model; /* whose rate is known; NULL without columns */
-    uint32_t columns;            /* S; 0: not asked for */
+    uint32_t n_columns;          /* wb_indexer_columns; 0: not asked for */
     uint32_t n_rows;
-    uint32_t *counts; /* [tokens][S], as wb_indexer_rows; the owner's, as `ends` */
+    uint32_t *counts; /* [tokens][n_columns], as wb_indexer_rows; the owner's, as `ends` */
     uint64_t *ends;
     uint32_t *positions; /* [room], of which what is not written takes no memory of the machine */
     size_t room;
     wb_indexer_rows returned;
 } wb_cells;
 
-/* Room for the positions of so many tokens, freed with free(); `model`, `columns`, `counts` and `ends` are
+/* Room for the positions of so many tokens, freed with free(); `model`, `n_columns`, `counts` and `ends` are
  * set. */
 wb_status wb_cells_open(wb_cells *cells, uint32_t n_tokens);
 

@@ -80,7 +80,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
                                          .max_positions = config->max_positions,
                                          .n_blocks = options->n_blocks,
                                          .block_size = options->block_size,
-                                         .indexer_columns = indexer_columns(config, options),
+                                         .n_columns = indexer_columns(config, options),
                                          .max_unfinished = options->max_unfinished,
                                          .max_unfinished_tokens = options->max_unfinished_tokens,
                                          .max_unfinished_bytes = options->max_unfinished_bytes};
@@ -111,7 +111,7 @@ static wb_status open_parts(wb_engine *engine, const wb_engine_options *options)
     WB_TRY(wb_filing_open(&engine->workspace.host, 2 * max_sampled + (size_t)options->max_batch_tokens,
                           &engine->filing));
     WB_TRY(wb_step_forcing_open(&engine->workspace, (size_t)options->max_batch_tokens, &engine->forcing));
-    WB_TRY(wb_step_cells_open(&engine->workspace, engine->limits.indexer_columns, route_model->indexer_k,
+    WB_TRY(wb_step_cells_open(&engine->workspace, engine->limits.n_columns, route_model->indexer_k,
                               (size_t)options->max_batch_tokens, &engine->cells));
     WB_TRY(wb_load_count_open(&engine->workspace.host, options->rebalance, route_model,
                               (size_t)options->max_batch_tokens, &engine->load));

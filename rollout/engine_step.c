@@ -28,7 +28,7 @@ static void take_over(wb_engine *engine, wb_sched_entry *entry) {
         const uint8_t *rows = wb_prefix_cache_rows(cache, entry->blocks[start / size]);
         const wb_fed_rows fed = wb_sequence_feed(s, start + size, engine->weight_version);
         if (fed.n > 0) memcpy(fed.rows, rows + (fed.first - start) * s->row_bytes, fed.n * s->row_bytes);
-        wb_cells_append_whole(&s->cells, s->cells.columns > 0 ? fed.n : 0);
+        wb_cells_append_whole(&s->cells, s->cells.n_columns > 0 ? fed.n : 0);
     }
     engine->taken_over_tokens += entry->n_taken_over;
     entry->n_taken_over = 0;
@@ -139,7 +139,7 @@ static wb_status agree(wb_engine *engine, wb_status status, bool *busy_out) {
                              .max_prefill_tokens = (uint64_t)engine->max_prefill_tokens,
                              .mtp_drafts = engine->mtp.on ? engine->max_drafts : 0,
                              .pauses = engine->asks_for_pause,
-                             .indexer = engine->limits.indexer_columns > 0,
+                             .indexer = engine->limits.n_columns > 0,
                              .lending = engine->lending.on};
     const uint64_t n_ended = status == WB_OK ? count_work(engine, &own) : 0;
     wb_engine_tell_lending(engine, status == WB_OK, n_ended, &own);

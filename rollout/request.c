@@ -127,7 +127,7 @@ static wb_status check_indexer(const wb_request *request, const wb_request_limit
     if (wb_indexer_columns(limits->route_model) == 0)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "request %s: return_indexer: the model has no layer with an indexer", request->rid);
-    if (limits->indexer_columns == 0)
+    if (limits->n_columns == 0)
         return wb_fail(WB_INVALID_ARGUMENT,
                        "request %s: return_indexer: expected an engine with the option indexer, found it off",
                        request->rid);

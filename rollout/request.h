@@ -9,7 +9,7 @@ typedef struct wb_request_limits {
     const wb_route_model *route_model;
     int32_t vocab_size, max_positions; /* of the model */
     int32_t n_blocks, block_size;      /* of the KV pool */
-    uint32_t indexer_columns;          /* S, where requests may ask for what indexers chose; else 0 */
+    uint32_t n_columns;                /* where requests may ask for what indexers chose; else 0 */
     uint64_t max_unfinished, max_unfinished_tokens, max_unfinished_bytes; /* 0: no limit */
 } wb_request_limits;
 

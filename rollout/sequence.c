@@ -32,7 +32,7 @@ typedef struct sequence_layout {
 static sequence_layout layout_of(const wb_request *request, const wb_request_limits *limits, bool has_mask,
                                  int64_t max_blocks) {
     const uint64_t max_len = wb_request_prompt_len(request) + request->max_tokens;
-    const uint64_t n_cells = request->return_indexer ? (max_len - 1) * limits->indexer_columns : 0;
+    const uint64_t n_cells = request->return_indexer ? (max_len - 1) * limits->n_columns : 0;
     sequence_layout at = {0};
     place(&at.bytes, 1, sizeof(wb_sequence));
     at.rid = place(&at.bytes, strlen(request->rid) + 1, 1);
@@ -53,7 +53,7 @@ static sequence_layout layout_of(const wb_request *request, const wb_request_lim
 static wb_status open_arrays(wb_sequence *s, uint32_t n_spans, uint64_t max_mask) {
     const size_t room = (size_t)(max_mask < WB_MAX_TOKENS ? max_mask : WB_MAX_TOKENS - 1);
     WB_TRY(WB_GROW(s->spans, (size_t)n_spans + 1, &s->spans_capacity, "request spans"));
-    if (s->cells.columns > 0) WB_TRY(wb_cells_open(&s->cells, s->max_len - 1));
+    if (s->cells.n_columns > 0) WB_TRY(wb_cells_open(&s->cells, s->max_len - 1));
     return room == 0 ? WB_OK : WB_GROW(s->mask_ids, room, &s->mask_room, "request sampling mask");
 }
 
@@ -68,7 +68,7 @@ static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_rout
     s->n_fed = wb_request_n_fed(request);
     for (uint32_t t = 0; t < s->n_fed; t++)
         memcpy(s->rows + t * s->row_bytes, wb_record_row(route_model, earlier, t), s->row_bytes);
-    if (s->cells.columns > 0) wb_cells_append_record(&s->cells, earlier, s->n_fed);
+    if (s->cells.n_columns > 0) wb_cells_append_record(&s->cells, earlier, s->n_fed);
     for (uint32_t i = 0; i < earlier->n_spans; i++) s->spans[i] = earlier->spans[i];
     s->completion.record.n_spans = earlier->n_spans;
 }
@@ -77,7 +77,7 @@ static void copy_prompt(wb_sequence *s, const wb_request *request, const wb_rout
 static void place_cells(wb_sequence *s, const wb_request_limits *limits, uint32_t *counts, uint64_t *ends) {
     const uint64_t n_whole = wb_cells_n_whole(limits->route_model);
     s->cells = (wb_cells){
-        .model = limits->route_model, .columns = limits->indexer_columns, .counts = counts, .ends = ends};
+        .model = limits->route_model, .n_columns = limits->n_columns, .counts = counts, .ends = ends};
     s->entry.take_limit = n_whole < UINT32_MAX ? (uint32_t)n_whole : UINT32_MAX;
 }
 
@@ -244,7 +244,7 @@ void wb_sequence_finish(wb_sequence *s, wb_finish finish) {
         record->mask_ids = s->mask_ids;
     }
     if (record->n_spans > 0) record->spans = s->spans;
-    if (s->cells.columns > 0) record->indexer = wb_cells_return(&s->cells, s->routes_start);
+    if (s->cells.n_columns > 0) record->indexer = wb_cells_return(&s->cells, s->routes_start);
     if (!s->return_routes || s->n_fed <= s->routes_start) return;
     s->routes = (wb_route_rows){s->routes_start, s->n_fed - s->routes_start,
                                 s->rows + s->routes_start * s->row_bytes, NULL};

@@ -87,8 +87,8 @@ static sequence_head head_of(const wb_sequence *s, bool with_rows) {
     head.finish = record->finish;
     head.return_routes = s->return_routes;
     head.has_mask = s->mask_ends != NULL;
-    head.return_indexer = s->cells.columns > 0;
-    head.n_cells = (uint64_t)s->cells.n_rows * s->cells.columns;
+    head.return_indexer = s->cells.n_columns > 0;
+    head.n_cells = (uint64_t)s->cells.n_rows * s->cells.n_columns;
     head.n_positions = wb_cells_n_positions(&s->cells);
     head.home = s->home;
     head.bytes = total_bytes(s, &head);
@@ -176,6 +176,6 @@ wb_finish wb_sequence_read(wb_sequence *s, const uint8_t *bytes) {
     s->completion.record.n_tokens = head.n_tokens;
     s->completion.record.n_spans = head.n_spans;
     s->n_fed = head.n_fed;
-    if (head.return_indexer) s->cells.n_rows = (uint32_t)(head.n_cells / s->cells.columns);
+    if (head.return_indexer) s->cells.n_rows = (uint32_t)(head.n_cells / s->cells.n_columns);
     return (wb_finish)head.finish;
 }

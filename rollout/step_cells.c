@@ -6,25 +6,25 @@
 
 /* Lists of all columns for so many tokens. */
 static size_t n_lists(const wb_step_cells *cells, size_t n_tokens) {
-    return (size_t)cells->columns * n_tokens;
+    return (size_t)cells->n_columns * n_tokens;
 }
 
 static size_t list_bytes(uint32_t k) {
     return (size_t)k * sizeof(int32_t);
 }
 
-wb_status wb_step_cells_bytes(uint32_t columns, uint32_t k, size_t max_tokens, size_t *bytes_out) {
-    return wb_workspace_bytes((int64_t)(columns * max_tokens), (int64_t)list_bytes(k) + 1, 1, bytes_out);
+wb_status wb_step_cells_bytes(uint32_t n_columns, uint32_t k, size_t max_tokens, size_t *bytes_out) {
+    return wb_workspace_bytes((int64_t)(n_columns * max_tokens), (int64_t)list_bytes(k) + 1, 1, bytes_out);
 }
 
-wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t columns, uint32_t k, size_t max_tokens,
+wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t n_columns, uint32_t k, size_t max_tokens,
                              wb_step_cells *cells) {
     wb_device *dev = workspace->device;
     void *host = NULL;
     cells->workspace = workspace;
-    cells->columns = columns;
+    cells->n_columns = n_columns;
     cells->k = k;
-    if (columns == 0) return WB_OK;
+    if (n_columns == 0) return WB_OK;
     const size_t n = n_lists(cells, max_tokens), bytes = n * list_bytes(k);
     WB_TRY(wb_reserve(workspace, &cells->listed, (int64_t)n, k, sizeof(int32_t)));
     WB_TRY(wb_reserve(workspace, &cells->direction, (int64_t)n, 1, 1));
@@ -49,7 +49,7 @@ void wb_step_cells_close(wb_step_cells *cells) {
 static uint32_t n_forced(const wb_step_batch *batch, int32_t i) {
     const wb_sched_entry *entry = batch->entries[i];
     const wb_sequence *s = wb_sequence_of(batch->entries[i]);
-    if (s->cells.columns == 0) return 0;
+    if (s->cells.n_columns == 0) return 0;
     return wb_sequence_n_refed(s, entry->n_in_pool, wb_sched_n_fed(entry));
 }
 
@@ -62,7 +62,7 @@ static void gather_forced(wb_step_cells *cells, const wb_step_batch *batch) {
         const wb_sched_entry *entry = batch->entries[i];
         const wb_sequence *s = wb_sequence_of(batch->entries[i]);
         const uint32_t n = n_forced(batch, i);
-        for (uint32_t column = 0; column < cells->columns; column++)
+        for (uint32_t column = 0; column < cells->n_columns; column++)
             for (uint32_t j = 0; j < n; j++) {
                 const size_t at = column * cells->n_rows + row + j;
                 cells->host_direction[at] = WB_ROW_FORCED;
@@ -77,7 +77,7 @@ wb_status wb_step_cells_begin(wb_step_cells *cells, const wb_step_batch *batch) 
     cells->wanted = cells->forced = false;
     cells->n_rows = (size_t)batch->n_tokens;
     for (int32_t i = 0; i < batch->n_entries; i++) {
-        cells->wanted |= wb_sequence_of(batch->entries[i])->cells.columns > 0;
+        cells->wanted |= wb_sequence_of(batch->entries[i])->cells.n_columns > 0;
         cells->forced |= n_forced(batch, i) > 0;
     }
     /* Of a step that failed. */
@@ -111,6 +111,6 @@ wb_status wb_step_cells_wait(wb_step_cells *cells) {
 }
 
 void wb_step_cells_take(const wb_step_cells *cells, wb_sequence *s, size_t row, uint32_t n) {
-    if (s->cells.columns == 0) return;
+    if (s->cells.n_columns == 0) return;
     wb_cells_append(&s->cells, cells->host + row * cells->k, cells->n_rows, n);
 }

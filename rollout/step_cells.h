@@ -12,9 +12,10 @@
 
 typedef struct wb_step_cells {
     wb_workspace *workspace;
-    uint32_t columns, k; /* S; 0: no request asks. Entries of a list */
-    wb_buffer listed;    /* device int32 [S][n_rows][k] */
-    wb_buffer direction; /* device [S][n_rows] wb_row_direction */
+    uint32_t n_columns;  /* 0: no request asks */
+    uint32_t k;          /* numbers of a list */
+    wb_buffer listed;    /* device int32 [n_columns][n_rows][k] */
+    wb_buffer direction; /* device [n_columns][n_rows] wb_row_direction */
     int32_t *host;       /* of host_alloc, as `listed` */
     uint8_t *host_direction;
     void *arrival; /* event: the copy to the host is done */
@@ -25,11 +26,11 @@ typedef struct wb_step_cells {
 } wb_step_cells;
 
 /* Bytes on the device of steps of max_tokens; the host has as many. */
-wb_status wb_step_cells_bytes(uint32_t columns, uint32_t k, size_t max_tokens, size_t *bytes_out);
+wb_status wb_step_cells_bytes(uint32_t n_columns, uint32_t k, size_t max_tokens, size_t *bytes_out);
 
 /* Makes the memory in a zeroed struct; the device's is the workspace's. On failure too it is to be closed,
  * before the workspace. Without columns there is none. */
-wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t columns, uint32_t k, size_t max_tokens,
+wb_status wb_step_cells_open(wb_workspace *workspace, uint32_t n_columns, uint32_t k, size_t max_tokens,
                              wb_step_cells *cells);
 void wb_step_cells_close(wb_step_cells *cells);
 

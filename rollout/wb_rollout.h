@@ -211,8 +211,9 @@ WB_API wb_status wb_engine_abort(wb_engine *engine, const char *rid);
  * stay. Each rank copies its own shard and names the same version: the next step compares. Where the
  * placement of `from` is another one, experts travel, and the call is collective (wb_model_copy_travels).
  * INVALID_ARGUMENT, and nothing is changed, for other weights by the present version's name while an
- * unfinished request has been fed under it; errors of wb_model_prepare_copy and OUT_OF_MEMORY for the spans to
- * come likewise; after a DEVICE failure the weights are neither and are to be set again. Else not collective. */
+ * unfinished request has been fed under it; errors of wb_model_prepare_copy and OUT_OF_MEMORY for the spans
+ * to come likewise; after a DEVICE failure the weights are neither and are to be set again. Else not
+ * collective. */
 WB_API wb_status wb_engine_set_weights(wb_engine *engine, const wb_model *from, uint64_t version);
 
 /* Asks for a pause of all ranks, and ends this rank's part of it. The next step tells the others, and is

@@ -20,15 +20,16 @@ extern "C" {
  *
  * npz: all records one after the other: tokens [sum of n] u32, routes [sum of n][L][K] u8 or u16 of the MoE
  *     layers, valid [sum of n], logprobs [sum of n] f32 (NaN where there is none, as for the prompt); record
- *     i has [offsets[i], offsets[i + 1]) of each. offsets [R + 1], prompt_len, group, sample, weight_version
- *     (of the last span, or -1) [R], rid, finish_reason [R] of text, moe_layers [L].
+ *     i has [offsets[i], offsets[i + 1]) of each. offsets [records + 1], prompt_len, group, sample,
+ *     weight_version (of the last span, or -1) [records], rid, finish_reason [records] of text, moe_layers
+ *     [L].
  * sglang: a line a record as /generate answers, routes in base64 of int32, a row of -1 where there is none.
  * vllm: a line a record as /v1/completions answers, routes in base64 of a .npy file of uint8 or uint16. Rows
  *     may be missing before a position of the prompt, and nowhere else.
- * verl: a batch, padded left and right: routed_experts [R][S][layers][K] of int16 or int32, rows of zeros
- *     where there is none, input_ids, attention_mask [R][S], prompts [R][S - N], responses, response_mask,
- *     rollout_log_probs [R][N]; N is the largest number of new tokens. With K = 1 no row may be missing but
- *     the last one.
+ * verl: a batch, padded left and right: routed_experts [records][P + N][layers][K] of int16 or int32, rows
+ *     of zeros where there is none, input_ids, attention_mask [records][P + N], prompts [records][P],
+ *     responses, response_mask, rollout_log_probs [records][N]; P and N are the largest numbers of tokens of
+ *     a prompt and of new ones. With K = 1 no row may be missing but the last one.
  * slime: a sample's fields under their names and its number: tokens_<i>, response_length_<i>,
  *     rollout_routed_experts_<i> [n - 1][layers][K] of int32, a row of -1 where there is none,
  *     rollout_log_probs_<i>.

@@ -25,7 +25,7 @@ class Indexer(NamedTuple):
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """[S] the layers that use an indexer of their own, which are the columns of a record's rows."""
+        """[columns] the layers that use an indexer of their own, which are the columns of a record's rows."""
         return tuple(layer for layer, source in zip(self.layers, self.source) if layer == source)
 
 

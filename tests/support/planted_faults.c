@@ -30,7 +30,7 @@ wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t versi
 wb_fed_rows __wrap_wb_sequence_feed(wb_sequence *s, uint32_t end, uint64_t version) {
     const uint32_t start = s->entry.n_in_pool;
     /* Not what is taken over; nor where there are cells, which have no room for a second pass. */
-    const bool again = start < s->n_fed && start < end && s->cells.columns == 0;
+    const bool again = start < s->n_fed && start < end && s->cells.n_columns == 0;
     const wb_fed_rows fed = __real_wb_sequence_feed(s, end, version);
     if (!is_planted("overwritten_rows") || !again) return fed;
     return (wb_fed_rows){start, end - start, s->rows + start * s->row_bytes};
