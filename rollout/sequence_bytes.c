@@ -8,10 +8,10 @@
 
 typedef struct sequence_head {
     size_t bytes; /* of the whole, the head included */
-    uint64_t number, group, seed;
+    uint64_t number, seed;
     int64_t place;
     wb_sampling sampling;
-    uint32_t sample, prompt_len, n_tokens, max_len, n_fed, n_rows, n_spans, n_kept, routes_start;
+    uint32_t prompt_len, n_tokens, max_len, n_fed, n_rows, n_spans, n_kept;
     uint32_t n_stop, rid_bytes, expected_tokens, finish, return_routes, has_mask, return_indexer;
     uint64_t n_cells, n_positions; /* of what indexers chose */
     int32_t home;
@@ -68,11 +68,9 @@ static sequence_head head_of(const wb_sequence *s, bool with_rows) {
     /* Padding too is sent. */
     memset(&head, 0, sizeof head);
     head.number = s->number;
-    head.group = record->group;
     head.seed = s->seed;
     head.place = s->entry.place;
     head.sampling = s->sampling;
-    head.sample = record->sample;
     head.prompt_len = record->prompt_len;
     head.n_tokens = record->n_tokens;
     head.max_len = s->max_len;
@@ -80,7 +78,6 @@ static sequence_head head_of(const wb_sequence *s, bool with_rows) {
     head.n_rows = with_rows ? s->n_fed : 0;
     head.n_spans = (uint32_t)record->n_spans;
     head.n_kept = s->mask_ends && n_new > 0 ? s->mask_ends[n_new - 1] : 0;
-    head.routes_start = s->routes_start;
     head.n_stop = s->n_stop;
     head.rid_bytes = (uint32_t)strlen(record->rid) + 1;
     head.expected_tokens = s->entry.expected_tokens;
@@ -115,8 +112,6 @@ void wb_sequence_write(const wb_sequence *s, bool with_rows, uint8_t *to) {
 static wb_request request_of(const sequence_head *head, const uint8_t *bytes) {
     wb_request request = wb_request_default();
     request.rid = (const char *)(bytes + padded(sizeof *head));
-    request.group = head->group;
-    request.sample = head->sample;
     request.n_tokens = head->prompt_len;
     request.tokens = (const uint32_t *)(const void *)(bytes + parts_offset(head));
     request.temperature = head->sampling.temperature;
@@ -127,7 +122,6 @@ static wb_request request_of(const sequence_head *head, const uint8_t *bytes) {
     request.stop_tokens = (const uint32_t *)(const void *)(bytes + stop_offset(head));
     request.max_tokens = head->max_len - head->prompt_len;
     request.return_routes = head->return_routes;
-    request.routes_start = head->routes_start;
     request.return_sampling_mask = head->has_mask;
     request.return_indexer = head->return_indexer;
     request.expected_tokens = head->expected_tokens;

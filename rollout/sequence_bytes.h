@@ -1,5 +1,6 @@
-/* sequence_bytes.h - a sequence as bytes, in which it goes to another rank of the job, and back. Refuses:
- * bytes of another build or from a file, which nobody has checked. */
+/* sequence_bytes.h - a sequence as bytes, in which it goes to another rank of the job, and back: without what
+ * its record alone is to say of it (group, sample, the first row that is returned), which its home knows.
+ * Refuses: bytes of another build or from a file, which nobody has checked. */
 #ifndef WB_SEQUENCE_BYTES_H
 #define WB_SEQUENCE_BYTES_H
 

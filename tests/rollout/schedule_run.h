@@ -87,8 +87,27 @@ static inline bool submit(schedule_rank *r, uint32_t number) {
     return status == WB_OK || (status == WB_CAPACITY && r->s->options[0].max_unfinished > 0);
 }
 
+/* Between two steps: who waits holds nothing, and each state is free, a snapshot or held by one who runs. */
+static inline void check_held(const schedule_rank *r) {
+    const int rank = wb_comm_rank(r->comm);
+    const wb_scheduler *scheduler = &r->engine->scheduler;
+    const wb_state_pool *states = &scheduler->states;
+    int32_t n = states->free.n_free + scheduler->running;
+    for (const wb_sched_entry *entry = scheduler->first; entry; entry = entry->next)
+        if (!entry->running && (entry->n_blocks > 0 || entry->n_in_pool > 0 || entry->n_went_back > 0))
+            schedule_fail(r->out, rank, entry->record->rid, "holds something while it waits");
+    for (int32_t i = 0; i < states->free.n; i++) n += states->block_of[i] != WB_NO_BLOCK;
+    if (n != states->free.n) schedule_fail(r->out, rank, "states", "are missing or held twice");
+}
+
+/* Nothing is known by the new ones yet. */
 static inline bool set_weights(schedule_rank *r, const event *e) {
-    return wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) == WB_OK;
+    const wb_scheduler *scheduler = &r->engine->scheduler;
+    if (wb_engine_set_weights(r->engine, r->shards[e->number].model, e->number) != WB_OK) return false;
+    if (scheduler->blocks.cache.n_known > 0 ||
+        scheduler->states.free.n_free + scheduler->running != scheduler->states.free.n)
+        schedule_fail(r->out, wb_comm_rank(r->comm), "new weights", "something of the old ones is known");
+    return true;
 }
 
 static inline bool lags_behind(const schedule_rank *r, const event *e) {
@@ -144,6 +163,7 @@ static inline bool fail_step(schedule_rank *r, bool *busy) {
     log_lost(r->engine, r->out->logs);
     log_step(r->engine, r->out->logs);
     r->out->failed_steps[rank]++;
+    check_held(r);
     const bool set = !lags_behind(r, r->late) || set_weights(r, r->late);
     r->late = NULL;
     *busy = true;
@@ -180,6 +200,7 @@ static inline bool one_step(schedule_rank *r, uint64_t step, uint32_t *next_even
         before.prefill_tokens + before.decode_tokens != after.prefill_tokens + after.decode_tokens)
         schedule_fail(r->out, wb_comm_rank(r->comm), "a pause", "something was fed");
     r->out->pause_steps[wb_comm_rank(r->comm)] += before.paused;
+    check_held(r);
     log_step(r->engine, r->out->logs);
     take_finished(r);
     return go_on_for_refused(r, busy);
