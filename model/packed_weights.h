@@ -1,6 +1,6 @@
 /* packed_weights.h - weights in the order in which the device's products read them, in models for inference
- * only (wb_model_options.inference_only): the matrices of experts, and those of the other layers that are only
- * ever multiplied as a whole (wb_registry_multiplied).
+ * only (wb_model_options.inference_only): the matrices of experts, and those of the other layers that are
+ * only ever multiplied as a whole (wb_registry_multiplied).
  *
  * All matrices of a storage's slots are packed, or none: experts move between slots, and between ranks, as
  * bytes. Whoever writes rows as they lie writes all matrices, and all slots that have an expert, and then
@@ -13,7 +13,8 @@
 /* Whether matrices [rows, cols] are packed in this model. */
 bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols);
 
-/* What packing needs beside the weights, so that it cannot fail once rows have been written. Not collective. */
+/* What packing needs beside the weights, so that it cannot fail once rows have been written. Not
+ * collective. */
 wb_status wb_model_reserve_packing(wb_model *model);
 
 /* Packs the weights of this rank, which are rows as they lie, those of MTP layers too; nothing where none are

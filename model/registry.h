@@ -34,8 +34,8 @@ void wb_registry_tensor(wb_registry *registry, int32_t layer, int32_t expert, co
 /* A storage with one tensor: a replicated matrix of the model's dtype, or a vector of f32. */
 int32_t wb_registry_matrix(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
                            int64_t cols);
-/* A matrix as these, of which the model makes no use but products with all of its rows: the device may keep it
- * in an order of its own (packed_weights.h). And: `param` is one. */
+/* A matrix as these, of which the model makes no use but products with all of its rows: the device may keep
+ * it in an order of its own (packed_weights.h). And: `param` is one. */
 int32_t wb_registry_linear(wb_registry *registry, int32_t layer, const char *name, int64_t rows,
                            int64_t cols);
 void wb_registry_multiplied(wb_registry *registry, int32_t param);

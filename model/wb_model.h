@@ -255,11 +255,11 @@ typedef struct wb_model_options {
      * WB_DISPATCH_DYNAMIC by token, whose key is its id and position. No result depends on it. The same on
      * every rank. */
     wb_dispatch_policy dispatch;
-    /* The weights are read by wb_infer alone: false (default), or true, and the device may keep matrices, those
-     * of experts and others, in the order in which its products read them. The CPU does, which makes steps of
-     * few rows faster; no result depends on it. The model is not trained, saved or copied from, which are
-     * UNSUPPORTED; weights are copied to it as to any other, and experts move. What wb_tensor.data of a matrix
-     * points to is then in no order that a caller may rely on. The same on every rank. */
+    /* The weights are read by wb_infer alone: false (default), or true, and the device may keep matrices,
+     * those of experts and others, in the order in which its products read them. The CPU does, which makes
+     * steps of few rows faster; no result depends on it. The model is not trained, saved or copied from,
+     * which are UNSUPPORTED; weights are copied to it as to any other, and experts move. What wb_tensor.data
+     * of a matrix points to is then in no order that a caller may rely on. The same on every rank. */
     bool inference_only;
     uint8_t reserved[3]; /* zero */
 } wb_model_options;

@@ -100,9 +100,9 @@ static int64_t ceil_div(int64_t a, int64_t b) {
  * on a row. */
 enum { PACKING_ROWS = 6, FMA_PER_OPERATION = 10 };
 
-/* How many tasks a thread a list is cut into at least, as far as blocks of columns go: when the last ones run,
- * the other threads wait for as long as one of them. Where B is packed a task has nothing to prepare, so that
- * many cost nothing. */
+/* How many tasks a thread a list is cut into at least, as far as blocks of columns go: when the last ones
+ * run, the other threads wait for as long as one of them. Where B is packed a task has nothing to prepare, so
+ * that many cost nothing. */
 static int64_t least_tasks(const wb_matmul *list) {
     return list->b_packed ? 32 : 4;
 }

@@ -8,7 +8,6 @@
 #include "mpi/mpi_messages.h"
 #include "support/test_seed.h"
 
-
 #define SHORT_MESSAGE_BYTES 10007
 
 static int run(uint64_t seed, int message_bytes, bool host_access) {

@@ -2,7 +2,6 @@
 #include "device_fault_core.h"
 #include "support/test_seed.h"
 
-
 int main(int argc, char **argv) {
     const uint64_t seed = test_seed(argc, argv);
     int failures = 0;

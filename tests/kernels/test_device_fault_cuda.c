@@ -3,7 +3,6 @@
 #include "device_fault_core.h"
 #include "support/test_seed.h"
 
-
 enum { SKIP = 77 };
 
 int main(int argc, char **argv) {

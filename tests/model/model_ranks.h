@@ -74,9 +74,9 @@ static inline double largest_difference(int64_t n, const float *found, const flo
     return difference;
 }
 
-/* A scale of hyper-connections is a sum, over all tokens and streams, of the terms of the bias before it in the
- * list, each times a number near 1. The sum may cancel to nearly nothing, and what it is off by does not: it is
- * measured beside the bias. */
+/* A scale of hyper-connections is a sum, over all tokens and streams, of the terms of the bias before it in
+ * the list, each times a number near 1. The sum may cancel to nearly nothing, and what it is off by does not:
+ * it is measured beside the bias. */
 static inline void expect_same_gradients(ranks_test *test) {
     double before = 0;
     for (int32_t i = 0; i < wb_model_n_tensors(test->spread.model); i++) {

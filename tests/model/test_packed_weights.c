@@ -42,8 +42,8 @@ static bool multiplied_as_a_whole(const wb_model *m, int32_t param) {
     return true;
 }
 
-/* All matrices of whole groups of rows are packed that are multiplied as a whole, and no other weight; returns
- * how many storages of experts are, and of others. */
+/* All matrices of whole groups of rows are packed that are multiplied as a whole, and no other weight;
+ * returns how many storages of experts are, and of others. */
 typedef struct counts {
     int32_t experts, others;
 } counts;

@@ -4,7 +4,6 @@
 #include "support/test_seed.h"
 #include "variant_ranks.h"
 
-
 enum { N_SEQS = 3, LONGEST = 12, MAX_T = 40, BLOCK = 3, BLOCKS = LONGEST / BLOCK, STEPS = 8, MAX_RANKS = 2 };
 
 static uint64_t base_seed;

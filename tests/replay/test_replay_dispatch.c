@@ -4,7 +4,6 @@
 #include "replay_ranks.h"
 #include "support/test_seed.h"
 
-
 enum { L = 4, FIRST = 1, STAGE = 2, MICRO_BATCHES = 3, TOKENS = 7, PADDING = 3 };
 enum { T_MAX = TOKENS - 1 + PADDING };
 

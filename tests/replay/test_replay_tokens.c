@@ -3,7 +3,6 @@
 #include "replay_expect.h"
 #include "support/test_seed.h"
 
-
 static uint64_t seed;
 
 static void test_rule_32_the_first_token_that_differs_is_named(void **unused) {

@@ -6,7 +6,6 @@
 #include "rebalance_fixture.h"
 #include "support/test_seed.h"
 
-
 static uint64_t base_seed;
 
 static wb_engine *open_engine(wb_model *model, dice *d, bool drafts) {

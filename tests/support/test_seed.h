@@ -1,7 +1,8 @@
 /* test_seed.h - the seed of a random test.
  *
- * A red run has to be about the change, not about the day: the seed is the same in every run, unless argument 1
- * gives another one, or WB_TEST_SEED does for all tests at once (a number, or "random" for a new one each). */
+ * A red run has to be about the change, not about the day: the seed is the same in every run, unless argument
+ * 1 gives another one, or WB_TEST_SEED does for all tests at once (a number, or "random" for a new one
+ * each). */
 #ifndef TEST_SEED_H
 #define TEST_SEED_H
 

@@ -9,7 +9,6 @@
 #include "wb_check.h"
 #include "wb_train_hooks.h"
 
-
 enum { E = 32, K = 4, L = 3, TOKENS = 7, PADDING = 2, T = TOKENS + PADDING, STEPS = 4 };
 
 static uint64_t seed;
