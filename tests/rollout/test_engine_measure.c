@@ -81,6 +81,9 @@ static void test_odd_options_are_refused(void **unused) {
     assert_int_equal(wb_engine_measure(&config, &model, &options, -1, 1, 0, &memory), WB_INVALID_ARGUMENT);
     assert_int_equal(wb_engine_measure(&config, &model, &options, INT64_MAX / 2 + 1, 1, 0, &memory),
                      WB_CAPACITY);
+    /* As many as can be, and the rest of a step's results beside them. */
+    assert_int_equal(wb_engine_measure(&config, &model, &options, INT64_MAX / 4, 1, 0, &memory), WB_CAPACITY);
+    assert_non_null(strstr(wb_error_message(), "of kept tokens overflow"));
     assert_int_equal(memory.n_parts, -7);
 }
 

@@ -1,7 +1,7 @@
 /* test_submit.c - what an engine and its submit take and refuse, and request ids. */
 #include "engine_rig.h"
 #include "request.h"
-#include "sequence.h"
+#include "sequence_bytes.h"
 
 #include <math.h>
 
@@ -204,6 +204,31 @@ static void test_many_rids(void **state) {
     rig_close(&r);
 }
 
+static void test_bytes_of_another_length_are_refused(void **state) {
+    (void)state;
+    rig r = open_rig();
+    const wb_request_limits limits = {.route_model = wb_model_routes(r.model),
+                                      .vocab_size = 61,
+                                      .max_positions = 160,
+                                      .n_blocks = 16,
+                                      .block_size = 4};
+    ask a = ask_fixed("sent", 3, 5);
+    wb_sequence *s = NULL, *again = NULL;
+    assert_ok(wb_sequence_create(ask_request(&a), &limits, 2, &s));
+    const size_t n = wb_sequence_bytes(s, true);
+    uint8_t *bytes = take(n, 1);
+    wb_sequence_write(s, true, bytes);
+    assert_int_equal(WB_MISMATCH, wb_sequence_create_from(bytes, n - 8, &limits, &again));
+    assert_message("request sent: expected");
+    assert_null(again);
+    assert_ok(wb_sequence_create_from(bytes, n, &limits, &again));
+    assert_memory_equal(s->tokens, again->tokens, 3 * sizeof *s->tokens);
+    free(bytes);
+    wb_sequence_free(again);
+    wb_sequence_free(s);
+    rig_close(&r);
+}
+
 /* Room for a mask is what its limits allow. What a record cannot hold is refused where it is certain, which
  * it is under top-k alone. */
 static void test_a_mask_has_room_or_is_refused(void **state) {
@@ -251,6 +276,7 @@ int main(void) {
         cmocka_unit_test(test_structs_of_an_earlier_version),
         cmocka_unit_test(test_bad_requests_are_refused_by_name),
         cmocka_unit_test(test_capacity_names_the_numbers),
+        cmocka_unit_test(test_bytes_of_another_length_are_refused),
         cmocka_unit_test(test_a_mask_has_room_or_is_refused),
         cmocka_unit_test(test_rid_is_in_use_until_polled),
         cmocka_unit_test(test_many_rids),
