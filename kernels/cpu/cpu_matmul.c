@@ -100,13 +100,6 @@ static int64_t ceil_div(int64_t a, int64_t b) {
  * on a row. */
 enum { PACKING_ROWS = 6, FMA_PER_OPERATION = 10 };
 
-/* How many tasks a thread a list is cut into at least, as far as blocks of columns go: when the last ones
- * run, the other threads wait for as long as one of them. Where B is packed a task has nothing to prepare, so
- * that many cost nothing. */
-static int64_t least_tasks(const wb_matmul *list) {
-    return list->b_packed ? 32 : 4;
-}
-
 static int64_t m_block(const wb_matmul *p) {
     int64_t even = ceil_div(p->M, ceil_div(p->M, M_BLOCK));
     return ceil_div(even, TILE_ROWS) * TILE_ROWS;
@@ -182,7 +175,7 @@ void WB_CPU(run_products)(wb_device *dev, int64_t count, const wb_matmul *list, 
     }
     int64_t n_block = N_BLOCK;
     count_tasks(count, list, n_block, first);
-    while (first[count] < least_tasks(list) * threads && n_block > MAX_PANELS * PANEL)
+    while (first[count] < 4 * threads && n_block > MAX_PANELS * PANEL)
         count_tasks(count, list, n_block /= 2, first);
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t task = 0; task < first[count]; task++)
