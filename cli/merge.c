@@ -26,12 +26,18 @@ typedef struct merge {
     uint32_t indexer_rate; /* of the first dump, and so of the file */
 } merge;
 
+/* Whether the message is of the dump, or of a file of it. */
+static bool begins_with(const char *message, const char *path) {
+    const size_t n = strlen(path);
+    return strncmp(message, path, n) == 0 && (message[n] == ':' || message[n] == '/');
+}
+
 static int append_all(merge *m, const char *path, wb_dump *dump) {
     const uint64_t n = wb_dump_get_info(dump).records;
     for (uint64_t i = 0; i < n; i++) {
         wb_status status = wb_dump_append_stored(m->out.writer, dump, i);
         /* What is wrong with the dump is said with its file; what the output has already is not. */
-        if (status != WB_OK && strncmp(wb_error_message(), path, strlen(path)) != 0)
+        if (status != WB_OK && !begins_with(wb_error_message(), path))
             (void)wb_fail_context(status, "%s", path);
         if (status != WB_OK) return cli_fail();
         m->records++;

@@ -1,6 +1,8 @@
 /* packed_weights.c - see packed_weights.h. Refuses: the order itself (kernels, wb_pack_weights_fn). */
 #include "packed_weights.h"
 
+#include <inttypes.h>
+
 /* A model that is only measured has no device, and bytes do not depend on this. */
 bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols) {
     return model->inference_only && model->device && model->device->pack_weights && cols > 1 &&
@@ -30,6 +32,33 @@ wb_status wb_model_reserve_packing(wb_model *model) {
 wb_status wb_model_pack_weights(wb_model *model) {
     WB_TRY(pack(model, false));
     return model->mtp ? pack(model->mtp, false) : WB_OK;
+}
+
+/* Where element i of packed rows of `cols` lies: [row / 16][column][row % 16]. */
+static int64_t packed_place(int64_t i, int64_t cols) {
+    const int64_t row = i / cols, column = i % cols;
+    return (row / WB_PACKED_COLUMNS * cols + column) * WB_PACKED_COLUMNS + row % WB_PACKED_COLUMNS;
+}
+
+wb_status wb_model_read(const wb_model *model, const wb_tensor *tensor, int64_t first, int64_t n,
+                        void *host) {
+    wb_device *dev = model->device;
+    const wb_param *p = &model->params[tensor->param];
+    const size_t size = wb_dtype_size(tensor->dtype);
+    if (!tensor->data) return wb_fail(WB_NOT_FOUND, "%s is on another rank", tensor->name);
+    if (first < 0 || n < 0 || first > tensor->n - n)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "%s: elements: expected some of %" PRId64 ", found %" PRId64 " from %" PRId64 " on",
+                       tensor->name, tensor->n, n, first);
+    if (!p->packed)
+        return dev->to_host(dev, host, (char *)tensor->data + (size_t)first * size, (size_t)n * size);
+    /* Slots are packed each by itself, and begin with whole groups of rows. */
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t place = packed_place(tensor->offset + first + i, p->cols);
+        WB_TRY(dev->to_host(dev, (char *)host + (size_t)i * size,
+                            (char *)p->memory.data + (size_t)place * size, size));
+    }
+    return WB_OK;
 }
 
 /* Where the device has no order of its own, too: what is refused does not depend on the device. */

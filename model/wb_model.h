@@ -259,7 +259,8 @@ typedef struct wb_model_options {
      * those of experts and others, in the order in which its products read them. The CPU does, which makes
      * steps of few rows faster; no result depends on it. The model is not trained, saved or copied from,
      * which are UNSUPPORTED; weights are copied to it as to any other, and experts move. What wb_tensor.data
-     * of a matrix points to is then in no order that a caller may rely on. The same on every rank. */
+     * of a matrix points to is then in no order that a caller may rely on (wb_model_read). The same on every
+     * rank. */
     bool inference_only;
     uint8_t reserved[3]; /* zero */
 } wb_model_options;
@@ -369,6 +370,10 @@ typedef struct wb_tensor {
 WB_API int32_t wb_model_n_tensors(const wb_model *model);
 /* 0 <= i < n. Of an expert: its first replica on this rank; where none is, its replica 0. */
 WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
+/* host[n] := elements [first, first + n) of a tensor that this rank has, as rows lie, whatever order the
+ * device keeps them in (wb_model_options.inference_only). NOT_FOUND for one of another rank. */
+WB_API wb_status wb_model_read(const wb_model *model, const wb_tensor *tensor, int64_t first, int64_t n,
+                               void *host);
 /* How often tensor i is there, over all ranks, and tensor i as its replica k: 0 <= k < n. 1 and the tensor
  * itself where it is not of an expert. */
 WB_API int32_t wb_model_n_replicas(const wb_model *model, int32_t i);

@@ -15,11 +15,11 @@ static int32_t count_replicated(const wb_model *model) {
     return n;
 }
 
-static wb_status add_tensor(wb_hash *hash, wb_device *device, const wb_tensor *tensor) {
+static wb_status add_tensor(wb_hash *hash, const wb_model *model, const wb_tensor *tensor) {
     unsigned char host[MAX_BYTES];
     const int64_t size = (int64_t)wb_dtype_size(tensor->dtype), max = MAX_BYTES / size;
     const int64_t n = tensor->n < max ? tensor->n : max, start = (tensor->n - n) / 2;
-    WB_TRY(device->to_host(device, host, (const char *)tensor->data + start * size, (size_t)(n * size)));
+    WB_TRY(wb_model_read(model, tensor, start, n, host));
     wb_hash_add(hash, host, (size_t)(n * size));
     return WB_OK;
 }
@@ -31,7 +31,7 @@ wb_status wb_weights_digest(const wb_model *model, uint64_t *digest_out) {
     for (int32_t i = 0, j = 0; i < wb_model_n_tensors(model); i++) {
         const wb_tensor tensor = wb_model_tensor(model, i);
         if (tensor.expert >= 0 || j++ % stride != 0) continue;
-        WB_TRY(add_tensor(&hash, wb_model_device(model), &tensor));
+        WB_TRY(add_tensor(&hash, model, &tensor));
     }
     *digest_out = wb_hash_value(&hash);
     return WB_OK;

@@ -25,7 +25,10 @@ trap 'rm -rf "$work"' EXIT
 command -v nvidia-smi >/dev/null && card=$(nvidia-smi --query-gpu=name --format=csv,noheader) || card=
 [ -n "$card" ] || { echo "tests/gpu.sh: expected a GPU, found none (nvidia-smi)" && exit 1; }
 gpus=$(wc -l <<<"$card")
-[ -z "${CUDA_VISIBLE_DEVICES:-}" ] || gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    named=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | wc -l)
+    [ "$named" -ge "$gpus" ] || gpus=$named
+fi
 card=$(head -1 <<<"$card")
 gib=$(($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -1) / 1024))
 
@@ -36,14 +39,18 @@ fi
 [ -d "$build/tests" ] || { echo "tests/gpu.sh: $build: expected a build with tests" && exit 1; }
 mpi=(mpirun --allow-run-as-root --oversubscribe --mca btl_vader_single_copy_mechanism none)
 
+# reason LOG: the last line that is not mpirun's.
+reason() {
+    { sed '/^-----/,$d' "$1" | grep . || cat "$1"; } | tail -1
+}
 # step NAME COMMAND...: its output goes to a file of that name; 77 means skipped, and the last line says why.
 step() {
     local name=$1 log=$work/$1 seconds=$SECONDS verdict=0
     shift
-    timeout "$limit" "$@" >"$log" 2>&1 || verdict=$?
+    timeout -k 10 "$limit" "$@" >"$log" 2>&1 || verdict=$?
     case $verdict in
     0) echo "ok       $name, $((SECONDS - seconds)) s" ;;
-    77) skipped+=("$name: $(tail -1 "$log")") ;;
+    77) skipped+=("$name: $(reason "$log")") ;;
     124) [[ $name == *check-* || $name == peers* ]] && skipped+=("$name: not done in $limit s") || failed+=("$name: more than $limit s") ;;
     *) failed+=("$name: exit $verdict") && tail -15 "$log" ;;
     esac
@@ -51,7 +58,7 @@ step() {
 }
 # built PROGRAM: its path, or nothing.
 built() {
-    find "$build/tests" "$build/bin" -maxdepth 1 -name "$1" -type f -perm -1 2>/dev/null | head -1
+    find "$build/tests" "$build/bin" -maxdepth 1 -name "$1" -type f -executable 2>/dev/null | head -1
 }
 # step_of NAME PROGRAM ARGUMENTS...: as step, skipped where the program was not built.
 step_of() {
@@ -71,12 +78,24 @@ for part in $parts; do
     *) echo "tests/gpu.sh: part '$part': expected tests, sanitizers, oracles, grpo, exchange, benchmarks or peers" && exit 2 ;;
     esac
 done
+# With a build without CUDA, or for a later driver, every test would be skipped, and nothing would fail.
+probe=$(built test_stream_cuda)
+if [ -n "$probe" ]; then
+    verdict=0
+    timeout -k 10 "$limit" "$probe" >"$work/probe" 2>&1 || verdict=$?
+    [ "$verdict" != 77 ] ||
+        { echo "tests/gpu.sh: $build: expected a build that opens a GPU, found: $(reason "$work/probe")" && exit 1; }
+fi
 # every_test: the tests of the CUDA backend, of the engine and of the trainer on one GPU or more.
 every_test() {
     local program
     for program in "$build"/tests/test_*_cuda \
         "$build"/tests/test_{ops_bf16,ops_fused,ops_recurrent,ops_entries,graph_steps,same_bits,mtp_drafts,hooks_layers,return_indexer,exchange_gpus}; do
-        [ -x "$program" ] && step "$(basename "$program")" "$program"
+        if [ -x "$program" ]; then
+            step "$(basename "$program")" "$program"
+        else
+            skipped+=("$(basename "$program"): was not built")
+        fi
     done
     step_of schedules schedules --device cuda --count 100
     if [ -n "$torch" ] && [ -d "$build/python/waybill" ]; then
@@ -97,7 +116,8 @@ sanitized() {
             quiet=() size=()
             [ $tool = memcheck ] && quiet=(--report-api-errors no)
             [ $tool-$test = racecheck-test_attention_cuda ] && size=(few)
-            [ -n "$program" ] && step "$tool-$test" compute-sanitizer --tool $tool "${quiet[@]}" --error-exitcode 1 "$program" 1 "${size[@]}"
+            if [ -z "$program" ]; then skipped+=("$tool-$test: was not built") && continue; fi
+            step "$tool-$test" compute-sanitizer --tool $tool "${quiet[@]}" --error-exitcode 1 "$program" 1 "${size[@]}"
         done
     done
 }
@@ -119,7 +139,7 @@ if wanted oracles; then oracles; fi
 # survives PROGRAM: it kills one of two ranks, and the other ends in bounded time with a message that names it.
 survives() {
     local log=$work/$1-killed
-    timeout 60 "${mpi[@]}" --enable-recovery -n 2 "$(built "$1")" 5 killed >"$log" 2>&1 || true
+    timeout -k 10 60 "${mpi[@]}" --enable-recovery -n 2 "$(built "$1")" 5 killed >"$log" 2>&1 || true
     if grep -q "of 2 survived: .*rank [01]" "$log"; then echo "ok       $1-killed"; else failed+=("$1-killed") && tail -5 "$log"; fi
 }
 # mailboxes: they need no NCCL; ranks beyond the GPUs share them.

@@ -4,8 +4,9 @@
 #include "wb_check.h"
 #include "wb_model.h"
 
-static wb_status check_record(wb_dump *dump, uint64_t i, const verify_model *model, bool other_rate,
-                              const wb_hash_routes *hash) {
+/* A record that the model cannot have made is another model's: MISMATCH, with the dump's name. */
+static wb_status check_record(const char *path, wb_dump *dump, uint64_t i, const verify_model *model,
+                              bool other_rate, const wb_hash_routes *hash) {
     wb_record record;
     WB_TRY(wb_dump_record(dump, i, &record));
     wb_status status = other_rate ? wb_record_check(&model->routes, &record, false) : WB_OK;
@@ -13,18 +14,19 @@ static wb_status check_record(wb_dump *dump, uint64_t i, const verify_model *mod
     if (status == WB_OK) status = wb_record_check_vocabulary(&record, model->vocab_size);
     if (status == WB_OK && hash) status = wb_record_check_hash(&model->routes, hash, &record);
     wb_dump_release(dump, i);
-    return status;
+    return status == WB_OK ? WB_OK : wb_fail_context(WB_MISMATCH, "%s", path);
 }
 
 /* What wb_dump_verify cannot know: the vocabulary, how many entries a token sees, where the dump does not say
  * so, and the tables; hash: NULL where there is none to compare with. */
-static wb_status check_records(wb_dump *dump, const verify_model *model, const wb_hash_routes *hash) {
+static wb_status check_records(const char *path, wb_dump *dump, const verify_model *model,
+                               const wb_hash_routes *hash) {
     const uint64_t n = wb_dump_get_info(dump).records;
     const bool other_rate = wb_dump_model(dump)->indexer_rate != model->routes.indexer_rate;
     cli_progress progress = cli_progress_start();
     wb_status status = WB_OK;
     for (uint64_t i = 0; i < n && status == WB_OK; i++) {
-        status = check_record(dump, i, model, other_rate, hash);
+        status = check_record(path, dump, i, model, other_rate, hash);
         cli_progress_records(&progress, i + 1, n, 0);
     }
     cli_progress_end(&progress);
@@ -47,7 +49,7 @@ wb_status verify_model_compare(const verify_model *model, const char *path, uint
     const wb_hash_routes *hash = wb_hash_file_routes(model->tables);
     wb_status status = wb_route_model_match(&model->routes, wb_dump_model(dump));
     if (status != WB_OK) status = wb_fail_context(status, "%s", path);
-    if (status == WB_OK) status = check_records(dump, model, hash);
+    if (status == WB_OK) status = check_records(path, dump, model, hash);
     /* Where the engine does not run the model it cannot find its tables. */
     if (status == WB_OK && !hash) *not_compared_out = model->routes.n_hash_layers;
     wb_dump_close(dump);

@@ -9,6 +9,7 @@
 #include "wb_hash.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,13 +46,14 @@ wb_status wb_import_read_rid(const import_request *request, uint64_t number, wb_
     return copy_text(made, strlen(made), "", owner, rid_out);
 }
 
-/* An integer of 0..most; *number stays as it is where there is none. */
-static wb_status take_number(const import_request *r, const char *const *names, int64_t most,
-                             uint64_t *number) {
+/* An integer of 0..most, or -1, which is none; *number stays as it is where there is none. */
+static wb_status take_number(const import_request *r, const char *name, int64_t most, uint64_t *number) {
+    const char *const names[] = {name, NULL};
     const import_value v = wb_import_field(r, IMPORT_WANT_INTEGER, names, NULL);
-    if (v.kind != IMPORT_INTEGER) return WB_OK;
+    if (v.kind != IMPORT_INTEGER || v.integer == -1) return WB_OK;
     if (v.integer < 0 || v.integer > most)
-        return wb_fail(WB_CORRUPT, "%s: expected 0..%" PRId64 ", found %" PRId64, names[0], most, v.integer);
+        return wb_fail(WB_CORRUPT, "%s: expected 0..%" PRId64 ", or -1 for none, found %" PRId64, name, most,
+                       v.integer);
     *number = (uint64_t)v.integer;
     return WB_OK;
 }
@@ -89,12 +91,12 @@ static void take_uid(const import_request *r, wb_record *record) {
 }
 
 static wb_status take_group(const import_request *r, const import_rules *rules, wb_record *record) {
-    static const char *const groups[] = {"group", "group_index", NULL}, *const samples[] = {"sample", NULL};
     record->sample = r->index;
     if (rules->uid_is_group) take_uid(r, record);
     uint64_t sample = record->sample;
-    WB_TRY(take_number(r, groups, INT64_MAX, &record->group));
-    WB_TRY(take_number(r, samples, UINT32_MAX, &sample));
+    WB_TRY(take_number(r, "group_index", INT64_MAX, &record->group));
+    WB_TRY(take_number(r, "group", INT64_MAX, &record->group));
+    WB_TRY(take_number(r, "sample", UINT32_MAX, &sample));
     record->sample = (uint32_t)sample;
     return WB_OK;
 }
@@ -118,16 +120,26 @@ wb_finish wb_import_finish(const import_request *r) {
     return r->parts ? r->parts->finish : WB_FINISH_NONE;
 }
 
+/* The choice's own field, or the answer's: what a map inside of them says is of something else. */
+static import_value outer_field(const import_request *r, const char *name) {
+    const import_value own = wb_import_get(&r->choice, name);
+    return own.kind != IMPORT_NONE ? own : wb_import_get(&r->answer, name);
+}
+
+/* Whether there is anything to take: routes, or new tokens by any name. */
+static bool has_tokens(const import_request *r) {
+    static const char *const others[] = {"output_token_logprobs", "tokens", "all_token_ids", NULL};
+    return wb_import_field(r, IMPORT_WANT_ANY, wb_import_route_names, NULL).kind != IMPORT_NONE ||
+           wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL).kind != IMPORT_NONE ||
+           wb_import_field(r, IMPORT_WANT_ANY, others, NULL).kind != IMPORT_NONE;
+}
+
 wb_status wb_import_check_error(const import_request *r) {
-    static const char *const errors[] = {"error", NULL}, *const objects[] = {"object", NULL},
-                             *const messages[] = {"message", NULL};
-    const import_value error = wb_import_field(r, IMPORT_WANT_ANY, errors, NULL),
-                       object = wb_import_field(r, IMPORT_WANT_TEXT, objects, NULL);
-    const bool has_error = error.kind == IMPORT_MAP || (error.kind == IMPORT_TEXT && error.length > 0);
-    if ((!has_error && !wb_import_is_text(&object, "error")) ||
-        wb_import_field(r, IMPORT_WANT_ANY, wb_import_route_names, NULL).kind != IMPORT_NONE ||
-        wb_import_field(r, IMPORT_WANT_NUMBERS, wb_import_output_names, NULL).kind != IMPORT_NONE)
-        return WB_OK;
+    static const char *const messages[] = {"message", NULL};
+    const import_value error = outer_field(r, "error"), object = outer_field(r, "object");
+    const bool has_error = (error.kind == IMPORT_MAP || error.kind == IMPORT_TEXT) && error.length > 0;
+    if (!has_error && !wb_import_is_text(&object, "error")) return WB_OK;
+    if (wb_import_finish(r) == WB_FINISH_ABORT || has_tokens(r)) return WB_OK;
     const import_value said =
         error.kind == IMPORT_TEXT ? error : wb_import_field(r, IMPORT_WANT_TEXT, messages, NULL);
     const int length = said.length < 200 ? (int)said.length : 200;
@@ -240,10 +252,15 @@ static wb_status take_spans(const import_request *r, wb_owner *owner, wb_record 
 
 /* ---- how it was sampled --------------------------------------------------------------------------- */
 
-/* What is not a number would be as if it were not there, and the tokens as if of another distribution. */
-static wb_status check_setting(const char *name, const import_value *v, bool may_be_real) {
+/* What is not a number would be as if it were not there, and the tokens as if of another distribution. Tables
+ * make 50.0 of 50. */
+static wb_status check_setting(const char *name, import_value *v, bool may_be_real) {
     if (v->kind == IMPORT_NONE || v->kind == IMPORT_INTEGER || (may_be_real && v->kind == IMPORT_REAL))
         return WB_OK;
+    if (v->kind == IMPORT_REAL && v->real == floor(v->real) && fabs(v->real) <= UINT32_MAX) {
+        v->integer = (int64_t)v->real;
+        return WB_OK;
+    }
     return wb_fail(WB_CORRUPT, "sampling %s: expected %s, found %s", name,
                    may_be_real ? "a number" : "an integer", wb_import_kind_name(v->kind));
 }
@@ -251,8 +268,8 @@ static wb_status check_setting(const char *name, const import_value *v, bool may
 static wb_status take_sampling(const import_request *r, wb_owner *owner, wb_record *record) {
     static const char *const names[] = {"sampling", NULL};
     const import_value map = wb_import_field(r, IMPORT_WANT_ANY, names, NULL);
-    const import_value temperature = wb_import_get(&map, "temperature"), top_k = wb_import_get(&map, "top_k"),
-                       top_p = wb_import_get(&map, "top_p");
+    import_value temperature = wb_import_get(&map, "temperature"), top_k = wb_import_get(&map, "top_k"),
+                 top_p = wb_import_get(&map, "top_p");
     wb_sampling *sampling = NULL;
     WB_TRY(check_setting("temperature", &temperature, true));
     WB_TRY(check_setting("top_k", &top_k, false));

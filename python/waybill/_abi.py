@@ -307,8 +307,14 @@ def array(values: Any, dtype: Any, shape: tuple[int, ...] | None, what: str) -> 
         given = np.asarray(values)
     except (TypeError, ValueError) as error:  # lists of several lengths
         raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: {error}") from None
+    if given.dtype.kind == "O":  # Python's numbers, as tables have them; None is NaN where there is one
+        try:
+            given = np.array(given.tolist(), "f8" if np.dtype(dtype).kind == "f" else None)
+        except (TypeError, ValueError, OverflowError):
+            pass
     if given.dtype.kind not in "biufV":
-        found = "complex numbers" if given.dtype.kind == "c" else type(values).__name__
+        odd = (type(one).__name__ for one in given.flat if not isinstance(one, (int, float)))
+        found = "complex numbers" if given.dtype.kind == "c" else next(odd, "integers beyond 64 bits")
         raise STATUS_ERRORS["INVALID_ARGUMENT"](f"{what}: expected numbers, found {found}")
     if given.size == 0 and shape is not None and -1 in shape and given.ndim != len(shape):
         given = given.reshape([0 if n == -1 else n for n in shape])

@@ -74,9 +74,9 @@ float *random_floats(int64_t n, float scale) {
 /* Opens device 0 on a stream of its own and prints its name; false where there is none. */
 bool open_device() {
     cudaDeviceProp properties;
-    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess ||
-        wb_device_open_cuda(0, stream, &dev) != WB_OK) {
-        printf("no CUDA device: %s\n", wb_error_message());
+    const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess || wb_device_open_cuda(0, stream, &dev) != WB_OK) {
+        printf("no CUDA device: %s\n", error != cudaSuccess ? cudaGetErrorString(error) : wb_error_message());
         return false;
     }
     must_cuda(cudaGetDeviceProperties(&properties, 0), "properties");

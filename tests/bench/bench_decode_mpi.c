@@ -256,13 +256,14 @@ static int rank_of_host(void) {
 static void open_bench(bench *b, const wb_config *config) {
     wb_model_options model = wb_model_options_default();
     wb_engine_options engine = wb_engine_options_default();
-    const int gpu = rank_of_host();
+    const int gpu = rank_of_host(), gpus = wb_device_count_cuda();
     void *memory[2];
     must(wb_comm_open_mpi(MPI_COMM_WORLD, &b->control));
     must(wb_comm_set_timeout(b->control, 20));
     b->rank = wb_comm_rank(b->control);
     b->ranks = wb_comm_size(b->control);
-    must(wb_device_open_cuda(gpu % wb_device_count_cuda(), NULL, &b->device));
+    if (gpus == 0) must(wb_fail(WB_UNSUPPORTED, "no CUDA device"));
+    must(wb_device_open_cuda(gpu % gpus, NULL, &b->device));
     const wb_status nccl = wb_comm_open_nccl(b->control, gpu, false, &b->comm);
     if (nccl == WB_UNSUPPORTED) b->comm = b->control;
     must(nccl == WB_UNSUPPORTED ? WB_OK : nccl);

@@ -54,7 +54,7 @@ sampled mtp 2 3 1
 for family in qwen3_next qwen3_5_moe; do
     sampled $family 2 3 1 --samples 8 --max-tokens 40 --eplb live --redundant-experts 2 --rebalance-every 1 --layers-per-chunk 1
 done
-# When a solution is there hangs on the machine's load; that there is none in all four runs does not.
+# When a solution is there hangs on the machine's load: that there is one in none of four runs is not likely.
 cat qwen3_*_2_3_of_*/metrics.jsonl >four.jsonl
 field four.jsonl moved_bytes | grep -qv '^0\.0*$' || fail "no expert moved in any of four runs"
 echo "all well"

@@ -242,9 +242,11 @@ static void test_groups_and_samples(void **unused) {
     assert_true(r.group == INT64_MAX && r.sample == UINT32_MAX);
     taken(ANSWER(",\"group\":null,\"sample\":\"a text that is called so\""));
     refused(ANSWER(",\"sample\":4294967296"), WB_CORRUPT,
-            "request a-1: sample: expected 0..4294967295, found 4294967296");
-    refused(ANSWER(",\"sample\":-1"), WB_CORRUPT, "sample: expected 0..4294967295, found -1");
-    refused(ANSWER(",\"group\":-1"), WB_CORRUPT, "group: expected 0..9223372036854775807, found -1");
+            "request a-1: sample: expected 0..4294967295, or -1 for none, found 4294967296");
+    taken(ANSWER(",\"group\":-1,\"sample\":-1"));
+    refused(ANSWER(",\"sample\":-2"), WB_CORRUPT, "sample: expected 0..4294967295, or -1 for none, found -2");
+    refused(ANSWER(",\"group_index\":-7"), WB_CORRUPT,
+            "group_index: expected 0..9223372036854775807, or -1 for none, found -7");
 }
 
 static void test_settings_of_sampling(void **unused) {

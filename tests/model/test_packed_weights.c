@@ -4,6 +4,7 @@
  * what reads rows as they lie refuses it. Argument 1 sets the seed. */
 #include "packed_weights.h"
 #include "placed_model.h"
+#include "registry.h"
 
 enum { ROUNDS = 12, N_SEQS = 3, MAX_T = 36, BLOCK = 4, BLOCKS = 4 };
 
@@ -34,11 +35,17 @@ static const char *const as_they_lie[] = {"embed_tokens.weight",
                                           "position_bias",
                                           "conv1d.weight"};
 
-static bool multiplied_as_a_whole(const wb_model *m, int32_t param) {
+static const wb_tensor *tensor_of(const wb_model *m, int32_t param) {
     int32_t i = 0;
     while (m->tensors[i].param != param) i++;
+    return &m->tensors[i];
+}
+
+static bool multiplied_as_a_whole(const wb_model *m, int32_t param) {
+    char name[WB_TENSOR_NAME_BYTES];
+    wb_registry_usual_name(m, tensor_of(m, param), name);
     for (size_t k = 0; k < sizeof as_they_lie / sizeof as_they_lie[0]; k++)
-        if (strstr(m->tensors[i].name, as_they_lie[k])) return false;
+        if (strstr(name, as_they_lie[k])) return false;
     return true;
 }
 
@@ -58,8 +65,12 @@ static counts unpack(const wb_model *m) {
         const bool of_experts = p->moe_layer >= 0;
         const int64_t rows = of_experts ? p->slot_elements / p->cols : p->rows;
         if (p->shared) continue;
-        if (p->packed != (m->inference_only && p->cols > 1 && rows % 16 == 0 && multiplied_as_a_whole(m, i)))
-            fail_msg("%s: packed: expected the other than %d", m->tensors[0].name, p->packed);
+        const bool expected =
+            m->inference_only && p->cols > 1 && rows % 16 == 0 && multiplied_as_a_whole(m, i);
+        if (p->packed != expected)
+            fprintf(stderr, "%s: packed: expected %d, found %d\n", tensor_of(m, i)->name, expected,
+                    p->packed);
+        EXPECT(p->packed == expected);
         if (!p->packed) continue;
         const size_t size = wb_dtype_size(p->dtype);
         for (int64_t s = 0; s < (of_experts ? wb_model_local_slots(m) : 1); s++)

@@ -358,6 +358,17 @@ class Writing(unittest.TestCase):
         with self.assertRaisesRegex(waybill.InvalidArgument, "layer_top_k"):
             waybill.RouteModel("m", model.fingerprint, "softmax", 4, (1, 2, 3), 12, 4, layer_top_k=(4, 0, 4))
 
+    def test_the_numbers_of_tables_are_numbers(self):
+        """Cells of a table are Python's objects; None among reals is NaN."""
+        model = waybill.open(golden("good_*.wbr")[0]).model
+        cells = np.array([5, 6, 7], object)
+        record = waybill.Record(model, "b", cells, 1, logprobs=np.array([None, -1.0, -2], object)[1:])
+        self.assertEqual(list(record.tokens), [5, 6, 7])
+        self.assertEqual(list(record.logprobs), [-1.0, -2.0])
+        self.assertEqual(len(waybill.Record(model, "c", np.array([], object), 0).tokens), 0)
+        made = waybill._abi.array([None, -1.0], "f4", (2,), "x")
+        self.assertTrue(np.isnan(made[0]) and made[1] == -1)
+
     def test_what_was_written_is_read(self):
         random = support.random_for(self)
         for E, codec in ((8, "raw"), (8, "zstd"), (256, "raw"), (257, "raw"), (300, "zstd"), (64, "packed")):
@@ -455,6 +466,11 @@ class Writing(unittest.TestCase):
                 waybill.InvalidArgument,
                 "record b: logprobs: expected numbers, found complex numbers",
                 lambda: waybill.Record(model, "b", tokens, 1, logprobs=[-1, -1, 1j]),
+            ),
+            (
+                waybill.InvalidArgument,
+                "record b: tokens: expected numbers, found str",
+                lambda: waybill.Record(model, "b", np.array([1, "2", 3], object), 1),
             ),
             (
                 waybill.InvalidArgument,

@@ -212,7 +212,7 @@ static bool rich_enough(const tally *t, const options *o) {
            (rarest_family(t) >= n / 64 && t->listed >= n && t->preemptions >= n / 8 && t->aborted >= n / 8 &&
             t->changed >= n / 8 && t->taken_over >= n && t->continued >= n / 8 && t->accepted >= n / 16 &&
             t->rejected >= n / 8 && t->paused >= n / 8 && t->refused >= n / 8 && t->behind_drafts >= n / 64 &&
-            ((t->lent >= n / 8 && t->failed >= n / 16) || o->max_ranks == 1));
+            ((t->lent >= n / 8 && t->failed >= n / 64) || o->max_ranks == 1));
 }
 
 /* A rank has a GPU of its own. Ranks of one process that share one stand still where a rank launches a kernel

@@ -46,6 +46,33 @@ static void test_a_step_in_bf16_is_seen(void **state) {
     }
 }
 
+/* Or weights that an engine has would be others than those of the model that it was cloned from. */
+static void test_packed_weights_have_the_digest_of_their_rows(void **state) {
+    (void)state;
+    const wb_config c = tiny_config(WB_FAMILY_QWEN3_MOE, 12, 3, N_LAYERS, 0);
+    for (int i = 0; i < 2; i++) {
+        const wb_dtype dtype = i == 0 ? WB_F32 : WB_BF16;
+        wb_device *device = NULL;
+        assert_ok(wb_device_open_cpu(1, &device));
+        rig rows = rig_open_as(&c, 5, 1, NULL, dtype),
+            packed = rig_open_with(&c, 5, device, NULL, dtype, WB_F32, true);
+        int64_t n_elsewhere = 0;
+        for (int32_t t = 0; t < wb_model_n_tensors(rows.model); t++) {
+            const wb_tensor a = wb_model_tensor(rows.model, t), b = wb_model_tensor(packed.model, t);
+            const size_t size = (size_t)a.n * wb_dtype_size(a.dtype);
+            void *read = take(size, 1);
+            assert_ok(wb_model_read(packed.model, &b, 0, b.n, read));
+            assert_memory_equal(read, a.data, size);
+            n_elsewhere += b.expert < 0 && memcmp(a.data, b.data, size) != 0;
+            free(read);
+        }
+        assert_true(n_elsewhere > N_LAYERS);
+        assert_true(digest_of(packed.model) == digest_of(rows.model));
+        rig_close(&packed);
+        rig_close(&rows);
+    }
+}
+
 /* Whether another weight at byte `at` is another digest. */
 static bool reads(const wb_model *model, const wb_tensor *tensor, size_t at) {
     unsigned char *byte = (unsigned char *)tensor->data + at;
@@ -82,6 +109,7 @@ static void test_the_places_that_are_read(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_step_in_bf16_is_seen),
+                                       cmocka_unit_test(test_packed_weights_have_the_digest_of_their_rows),
                                        cmocka_unit_test(test_the_places_that_are_read)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -501,6 +501,9 @@ def make_slime():
          expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
     good("slime", "samples", msgpack.packb({"rollout_id": 0, "samples": [sample(A, rows(A).tobytes()), sample(B, b64(rows(B)))]}),
          expected(A, f"r{A}", **done), expected(B, f"r{B}", **done), extension="msgpack")
+    good("slime", "aborted_by_an_error", lines(sample(A, b64(rows(A))), sample(B, None, status="aborted", error="timed out", metadata={"error": {"code": 7}})),
+         expected(A, f"r{A}", **done), expected(B, f"r{B}", **dict(done, finish="abort"), routes=False))
+    good("slime", "no_group", lines(sample(A, b64(rows(A)), group_index=-1, metadata={"error": "of a tool", "group": -1})), expected(A, f"r{A}", **{k: v for k, v in done.items() if k != "group"}))
     out = io.BytesIO()
     np.savez(out, tokens=np.array(TRUTH[A]["tokens"], np.int64), response_length=np.int64(3), rollout_routed_experts=rows(A),
              rollout_log_probs=np.array(TRUTH[A]["logprobs"], np.float32))
@@ -583,6 +586,13 @@ def make_verl():
     good("verl", "start", lines(dict(one, rid="x", routed_experts_start_len=2)), expected(B, "x", logprobs=True, start=2))
     no_responses = {k: v for k, v in one.items() if k not in ("responses", "prompts")}
     good("verl", "response_mask", lines(dict(no_responses, rid="x")), expected(B, "x", logprobs=True))
+    # verl's agent loop has the new tokens alone; what pads a half may be any number.
+    alone = dict(no_responses, response_ids=new(B), rid="x")
+    good("verl", "response_ids_beside_mask", lines(alone), expected(B, "x", logprobs=True))
+    good("verl", "response_ids_and_prompts", lines(dict(alone, prompts=one["prompts"])), expected(B, "x", logprobs=True))
+    good("verl", "halves_padded_otherwise", lines(dict(one, rid="x", responses=new(B) + [-100] * (R - len(new(B))), prompts=[-1] * (P - len(prompt(B))) + prompt(B))),
+         expected(B, "x", logprobs=True))
+    bad("verl", "response_ids_of_other_tokens", lines(dict(alone, response_ids=new(B)[::-1])), "CORRUPT", "response_ids[0]: expected")
     halves = {k: v for k, v in one.items() if k != "input_ids"}
     good("verl", "prompts_and_responses", lines(dict(halves, rid="x")), expected(B, "x", logprobs=True))
     named_alike = dict(prompt_token_ids=one["prompts"], token_ids=one["responses"], **{k: v for k, v in halves.items() if k not in ("prompts", "responses")})
