@@ -4,6 +4,7 @@
 #include "report_page/page_text.h"
 
 #include <inttypes.h>
+#include <math.h>
 
 enum { LEFT = 60, TOP = 50, PLOT_WIDTH = 920, CELL_HEIGHT = 16, MAX_CELL_WIDTH = 40, MAX_CELLS = 512 };
 
@@ -66,10 +67,11 @@ static void draw_layer(FILE *out, const stats *s, uint32_t l, double width) {
     const uint64_t *counts = s->counts + (size_t)l * E, total = stats_choices(s, l);
     const stats_layer layer = stats_layer_of(s, l);
     const uint32_t y = TOP + l * CELL_HEIGHT;
-    fprintf(out,
-            "<g tabindex=\"0\" role=\"img\" aria-label=\"layer %" PRIu32 ": most chosen expert %" PRIu32
-            ", %.3g times the mean; entropy %.4f; %" PRIu32 " experts never chosen\">\n",
-            number, layer.top[0], layer.max_over_mean, layer.entropy, layer.unused);
+    fprintf(out, "<g tabindex=\"0\" role=\"img\" aria-label=\"layer %" PRIu32 ": ", number);
+    if (layer.n_top > 0)
+        fprintf(out, "most chosen expert %" PRIu32 ", %.3g times the mean; entropy %.4f; ", layer.top[0],
+                layer.max_over_mean, layer.entropy);
+    fprintf(out, "%" PRIu32 " experts never chosen\">\n", layer.unused);
     fprintf(out, "<text x=\"%d\" y=\"%" PRIu32 "\" text-anchor=\"end\">%" PRIu32 "</text>\n", LEFT - 8,
             y + 12, number);
     for (uint32_t first = 0, cell = 0; first < E; first += step, cell++) {
@@ -119,7 +121,7 @@ static void print_layers(FILE *out, const stats *s) {
         fprintf(out, "<tr><th scope=\"row\">%" PRIu32 "</th>", s->model->moe_layers[l]);
         page_number_cell(out, layer.max_over_mean);
         page_number_cell(out, layer.entropy);
-        fprintf(out, "<td>%" PRIu32 "</td>", layer.top[0]);
+        page_number_cell(out, layer.n_top > 0 ? (double)layer.top[0] : (double)NAN);
         page_number_cell(out, layer.top_share);
         fprintf(out, "<td>%" PRIu32 "</td>", layer.unused);
         page_number_cell(out, layer.repeats);
