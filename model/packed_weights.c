@@ -1,4 +1,5 @@
-/* packed_weights.c - see packed_weights.h. Refuses: the order itself (kernels, wb_pack_weights_fn). */
+/* packed_weights.c - see packed_weights.h. Refuses: packing, which is the device's (wb_pack_weights_fn).
+ * Where an element then lies is here too, for who reads rows. */
 #include "packed_weights.h"
 
 #include <inttypes.h>

@@ -3,14 +3,15 @@
  * only ever multiplied as a whole (wb_registry_multiplied).
  *
  * All matrices of a storage's slots are packed, or none: experts move between slots, and between ranks, as
- * bytes. Whoever writes rows as they lie writes all matrices, and all slots that have an expert, and then
- * packs. */
+ * bytes. wb_model_read (wb_model.h) reads them as rows lie. Whoever writes rows as they lie writes all
+ * matrices, and all slots that have an expert, and then packs. */
 #ifndef WB_PACKED_WEIGHTS_H
 #define WB_PACKED_WEIGHTS_H
 
 #include "model_weights.h"
 
-/* Whether matrices [rows, cols] are packed in this model. */
+/* Whether matrices [rows, cols] are packed in this model: whole groups of WB_PACKED_COLUMNS rows, on a device
+ * that has such an order. */
 bool wb_model_packs(const wb_model *model, int64_t rows, int64_t cols);
 
 /* What packing needs beside the weights, so that it cannot fail once rows have been written. Not

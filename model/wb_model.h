@@ -371,7 +371,8 @@ WB_API int32_t wb_model_n_tensors(const wb_model *model);
 /* 0 <= i < n. Of an expert: its first replica on this rank; where none is, its replica 0. */
 WB_API wb_tensor wb_model_tensor(const wb_model *model, int32_t i);
 /* host[n] := elements [first, first + n) of a tensor that this rank has, as rows lie, whatever order the
- * device keeps them in (wb_model_options.inference_only). NOT_FOUND for one of another rank. */
+ * device keeps them in (wb_model_options.inference_only). NOT_FOUND for one of another rank,
+ * INVALID_ARGUMENT for elements that it does not have. */
 WB_API wb_status wb_model_read(const wb_model *model, const wb_tensor *tensor, int64_t first, int64_t n,
                                void *host);
 /* How often tensor i is there, over all ranks, and tensor i as its replica k: 0 <= k < n. 1 and the tensor

@@ -95,7 +95,7 @@ static void expect_packed(wb_model *m, const wb_model *whole) {
     MUST(wb_model_pack_weights(m));
 }
 
-/* A variant with gate and up, or down too, in whole groups of rows. */
+/* A variant whose experts have gate and up, or down too, in whole groups of rows. */
 static wb_config packed_variant(uint64_t *state) {
     wb_config config = variant_config((variant)random_below(state, N_VARIANTS));
     config.expert_width = random_below(state, 2) == 0 ? 8 : 24;

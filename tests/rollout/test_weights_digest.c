@@ -1,5 +1,5 @@
 /* test_weights_digest.c - that the digest of an engine in bf16 sees an optimizer step, and which places it
- * reads. */
+ * reads; and that packed weights have the digest of their rows. */
 #include "engine_rig.h"
 #include "weights_digest.h"
 
