@@ -12,7 +12,8 @@
  * changes one in 120 of them; norms are f32 and show a step of 1e-7. A change of experts alone, or of a few
  * places, is not seen.
  *
- * Rows are read as they lie, so that a model for inference only has the digest of what it was copied from.
+ * Rows are read as they lie, so that a model for inference only has the digest of what it was copied from in
+ * the same dtype.
  * The same on every rank of one model, and almost surely another one after an optimizer step, which changes
  * nearly all weights, or for other weights of the same shape. Not collective. */
 wb_status wb_weights_digest(const wb_model *model, uint64_t *digest_out);
