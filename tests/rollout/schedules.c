@@ -90,9 +90,10 @@ static const char *run_schedule(schedule *s, tally *t) {
     begin_seed(s->seed);
     memset(&out, 0, sizeof out);
     schedule_run(s, &out);
-    if (first_failure(s, &out)[0]) return first_failure(s, &out);
-    schedule_check(s, &out);
-    if (t) add_to_tally(t, s, &out);
+    if (first_failure(s, &out)[0] == 0) {
+        schedule_check(s, &out);
+        if (t) add_to_tally(t, s, &out);
+    }
     for (uint32_t i = 0; i < MAX_ASKS; i++)
         if (out.done[i]) wb_completion_free(out.done[i]);
     return first_failure(s, &out);
