@@ -395,7 +395,7 @@ for window in 128 4096; do
     row "attention forward, 1 x 32768, window $window" "$(figure bench_attention "^forward, 1 x 32768, window $window," 2)" TFLOP/s \
         "$dense" "none" "$(figure bench_attention "^forward, 1 x 32768, window 0," 2)"
 done
-row "latent attention, 128 heads, batch 64, context 8192" "$(figure bench_attention "^latent, 128 heads, batch 64, context 8192" 4)" GB/s \
+row "latent attention, 128 heads, batch 64, context 8192" "$(figure bench_attention "^latent, 128 heads, batch +64, context 8192" 4)" GB/s \
     "$copy" "" ""
 row "latent attention, 128 heads, forward of 2048" "$(figure bench_attention "^latent, 128 heads, batch +1, context 2048" 6)" TFLOP/s \
     "$dense" "" ""

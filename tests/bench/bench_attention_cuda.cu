@@ -159,7 +159,7 @@ void time_latent(int32_t heads, int32_t n, int32_t context, int32_t tokens) {
     const double bytes = 2.0 * n * context * LATENT_KEY;
     const double ms = median_ms([&] { must(dev->attention_forward(dev, &a, out), "latent"); });
     printf(
-        "latent, %3d heads, batch %2d, context %4d, fed %4d %9.1f us %8.1f TFLOP/s %8.0f GB/s of latents\n",
+        "latent, %3d heads, batch %3d, context %4d, fed %4d %9.1f us %8.1f TFLOP/s %8.0f GB/s of latents\n",
         heads, n, context, tokens, 1000 * ms, flop / ms / 1e9, bytes / ms / 1e6);
     dev->mem_free(dev, out.data);
     a.v.data = nullptr;
@@ -196,7 +196,8 @@ int main(int argc, char **argv) {
     time_decode(s, 1, 32768), time_decode(s, 64, 32768);
     time_mixed(s, 64, 4096, 2048);
     for (int32_t heads : {16, 128})
-        time_latent(heads, 64, 1024, 1), time_latent(heads, 64, 8192, 1), time_latent(heads, 1, 2048, 2048);
+        time_latent(heads, 64, 1024, 1), time_latent(heads, 256, 1024, 1), time_latent(heads, 64, 8192, 1),
+            time_latent(heads, 1, 2048, 2048);
     for (int32_t length : {8192, 32768})
         for (int32_t window : {0, 128, 4096}) {
             time_long(s, {1, length, window}, 64, false), time_backward(s, {1, length, window}, true);
