@@ -39,12 +39,14 @@ template <class S> ASM_INLINE void release(const memory<S> &shared, uint32_t sta
 }
 
 /* WGRAD's last step holds rows of the next group, which must not reach this one's sums, not even as NaN times
- * zero: they become zeros in both operands. Rows are k here, one after the other in each box. */
+ * zero: they become zeros in both operands. Rows are k here, one after the other in each box. Of A where it is
+ * gathered they came as zeros (gather_steps_a), so that its boxes, which are the first, stay as they are. */
 template <class S> ASM_INLINE void clear_tail(const memory<S> &shared, uint32_t stage, int rows, int thread) {
     const int begin = rows * 128, left = PART_BYTES - begin;
-    constexpr int BOXES = S::STAGE / PART_BYTES, THREADS = S::WARPGROUPS * WARPGROUP;
+    constexpr int FIRST = S::GATHER ? S::WARPGROUPS : 0, BOXES = S::STAGE / PART_BYTES;
+    constexpr int THREADS = S::WARPGROUPS * WARPGROUP;
     for (int at = 16 * thread; at < left; at += 16 * THREADS)
-        for (int box = 0; box < BOXES; box++)
+        for (int box = FIRST; box < BOXES; box++)
             store_16(shared.a(stage) + box * PART_BYTES + begin + at, make_uint4(0, 0, 0, 0));
     fence_async();
     threads_sync(SYNC_MULTIPLIERS, THREADS);

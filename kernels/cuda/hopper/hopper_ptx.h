@@ -40,8 +40,8 @@ ASM_INLINE void barrier_arrive(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Arrives at the same barrier of another block of the cluster. Only reads by wgmma come before it, so that it
- * needs no .release.cluster, which would be a fence of the whole GPU. */
+/* Arrives at the same barrier of another block of the cluster. Only reads by wgmma come before it, and stores
+ * that these have seen, so that it needs no .release.cluster, which would be a fence of the whole GPU. */
 ASM_INLINE void barrier_arrive_at(uint32_t barrier, uint32_t block) {
     asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
                  "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
