@@ -154,5 +154,6 @@ wb_attention wb_mla_attention(const wb_mla *m, const wb_pass *pass, const wb_sta
                           .pos = pass->pos,
                           .blocks = pass->blocks,
                           .max_blocks = pass->max_blocks,
-                          .block_size = pass->block_size};
+                          .block_size = pass->block_size,
+                          .one_a_sequence = pass->one_a_sequence};
 }
