@@ -91,8 +91,8 @@ wb_status wb_dump_file_use(wb_dump *dump, size_t file);
 void wb_dump_file_drop(wb_dump *dump, size_t file);
 
 /* Bytes [begin, end) of a file are not needed for now: their pages leave the process, which has them again
- * from the file when they are read. So who reads a dump from end to end holds a record of it, not all. Records
- * that lie behind each other leave together, a MiB at a time, however small they are. */
+ * from the file when they are read. So who reads a dump from end to end holds a record of it, not all.
+ * Records that lie behind each other leave together, a MiB at a time, however small they are. */
 void wb_dump_file_forget(wb_dump *dump, size_t file, uint64_t begin, uint64_t end);
 
 /* Of a file that has a user. */

@@ -118,10 +118,11 @@ void page_balance(FILE *out, const balance *b) {
     for (int k = 0; k < BALANCE_N_SERIES; k++)
         p.series[k] = (plot_series){k ? wb_eplb_algorithm_name(solvers[k - 1]) : "no solver", b->values[k]};
     page_section_begin(out, "balance", "Balancedness");
-    fputs("<p class=\"note\">Mean over the layers of mean / maximum of the ranks&apos; load: 1 is even. No "
-          "solver: experts "
-          "in order, without replicas. The solvers have one slot a rank more than the experts need.</p>\n",
-          out);
+    fputs(
+        "<p class=\"note\">Mean over the layers of mean / maximum of the ranks&apos; load: 1 is even. No "
+        "solver: experts in order, without replicas. The solvers have one slot a rank more than the experts "
+        "need; incremental fills slots in order and then changes few of them.</p>\n",
+        out);
     page_plot(out, &p);
     page_section_end(out);
 }
