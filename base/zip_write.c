@@ -1,6 +1,6 @@
 /* zip_write.c - see wb_zip.h: writing. Sizes and checksums stand after each member, where they are known,
- * and in the directory. How long a member will be is not known when its header is written, so that every header
- * says zip64, as numpy's do; directory and end say it where a number needs it. */
+ * and in the directory. How long a member will be is not known when its header is written, so that every
+ * header says zip64, as numpy's do; directory and end say it where a number needs it. */
 #include "wb_check.h"
 #include "wb_zip.h"
 
@@ -38,8 +38,8 @@ static void fill_tables(uint32_t table[8][256]) {
         }
 }
 
-/* CRC-32 as zip has it: reflected, all bits turned before and after. Eight bytes are looked up at once: one by
- * one, each waits for the one before it. */
+/* CRC-32 as zip has it: reflected, all bits turned before and after. Eight bytes are looked up at once: one
+ * by one, each waits for the one before it. */
 uint32_t wb_zip_checksum(uint32_t before, const void *bytes, size_t size) {
     const uint8_t *at = bytes;
     uint32_t table[8][256], crc = ~before;
@@ -63,7 +63,8 @@ static wb_status emit(wb_zip_writer *zip, const void *bytes, size_t size) {
     return WB_OK;
 }
 
-/* A number where the format before zip64 has room for `bytes` of it: all ones say that it stands elsewhere. */
+/* A number where the format before zip64 has room for `bytes` of it: all ones say that it stands
+ * elsewhere. */
 static uint8_t *put_narrow(uint8_t *at, uint64_t value, unsigned bytes) {
     const uint64_t most = (UINT64_C(1) << 8 * bytes) - 1;
     return put(at, value < most ? value : most, bytes);

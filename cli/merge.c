@@ -1,4 +1,5 @@
-/* merge.c - `waybill merge`: the records of several dumps in one file, as they are stored or by another codec. */
+/* merge.c - `waybill merge`: the records of several dumps in one file, as they are stored or by another
+ * codec. */
 #include "command.h"
 #include "wb_check.h"
 #include "wb_memory.h"

@@ -134,8 +134,8 @@ void wb_dump_file_drop(wb_dump *d, size_t file) {
     f->copied = false;
 }
 
-/* Less than FORGET_BYTES is not worth a call of the system for each record. Where a page is read the system maps
- * those around it that it has, in blocks of AROUND_BYTES, other records' too. */
+/* Less than FORGET_BYTES is not worth a call of the system for each record. Where a page is read the system
+ * maps those around it that it has, in blocks of AROUND_BYTES, other records' too. */
 enum { FORGET_BYTES = 1 << 20, AROUND_BYTES = 64 << 10 };
 
 /* The blocks that what was passed lies in, as far as they are the file's. */
