@@ -4,7 +4,7 @@
 #define WB_ATTENTION_KEYS_H
 
 #include "wb_host_device.h"
-#include "wb_kernels.h"
+#include "wb_ops_attention.h"
 
 /* Scores are taken to the base 2 where exponentials are, and a logarithm back to the base e. */
 #define WB_LOG2_E 1.44269504f

@@ -4,7 +4,7 @@
 #define WB_DELTA_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_recurrent.h"
 
 /* Of the squares of a query's and a key's length. */
 #define WB_DELTA_EPS 1e-6f
