@@ -99,8 +99,8 @@ typedef struct wb_moe_rows {
 
     /* Host views of pair_row, row_token and offsets. */
     void *host_pair_row, *host_row_token, *host_used_offsets;
-    /* Of a pass's ids; where some experts have no weights. */
-    void *host_planned;
+    /* Of a pass's ids, all layers'; where some experts have no weights. */
+    void *host_ids;
 } wb_moe_rows;
 
 void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *model, const wb_sizes *sizes,
