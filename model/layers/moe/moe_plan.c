@@ -39,8 +39,7 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_used_offsets, S + 1, sizeof(int32_t));
     if (model->config.n_weightless > 0)
-        wb_host_view_place(arena, &plan->host_ids, sizes->tokens,
-                           wb_route_row_bytes(&model->route_model));
+        wb_host_view_place(arena, &plan->host_ids, sizes->tokens, wb_route_row_bytes(&model->route_model));
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
