@@ -1,5 +1,5 @@
-/* attention_keys.h - which keys a query of an attention sees, and where values lie (not installed): rules
- * that both backends share. Refuses: what a call is checked for (attention_check.h). */
+/* attention_keys.h - which keys a query of an attention sees, and where they and their values lie (not
+ * installed): rules that both backends share. Refuses: what a call is checked for (attention_check.h). */
 #ifndef WB_ATTENTION_KEYS_H
 #define WB_ATTENTION_KEYS_H
 
@@ -13,6 +13,11 @@
 /* The first position that the query at position `pos` sees; pos is the last. */
 static WB_HD int32_t attention_first_key(const wb_attention *args, int32_t pos) {
     return args->window > 0 && pos >= args->window ? pos - args->window + 1 : 0;
+}
+
+/* The pool's row of a sequence's position j; blocks: the sequence's. */
+static WB_HD int64_t position_row(const int32_t *blocks, int32_t block_size, int64_t j) {
+    return (int64_t)blocks[j / block_size] * block_size + j % block_size;
 }
 
 /* Whether values are the beginning of keys. Those of one address and one width need no rule. */
