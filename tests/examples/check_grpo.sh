@@ -90,7 +90,7 @@ refused "sealed/dump" --model base --out sealed "${small[@]}"
 echo "== a rank is killed"
 run 2 --model base --out killed "${small[@]}" --steps 100000 --checkpoint-every 1 >log 2>&1 &
 job=$!
-for _ in $(seq 300); do [ -e killed/checkpoint/trainer/state.json ] && [ -e killed/dump/step000002-rank1.wbr ] && break; sleep 0.1; done
+until_so '[ -e killed/checkpoint/trainer/state.json ] && [ -e killed/dump/step000002-rank1.wbr ]'
 kill -9 "$(ranks_below $job | tail -n 1)" || fail "no rank to kill"
 start=$SECONDS
 wait $job && fail "the job ended well"

@@ -33,7 +33,7 @@ one_of $a $b a.log b.log
 
 echo "== a start and a --resume while the first still runs, and after it was killed"
 starts a --model base --out run --steps 1000000 --checkpoint-every 5 "${tiny[@]}" && a=$job
-for _ in $(seq 300); do [ -e run/checkpoint/trainer/state.json ] && break; sleep 0.1; done
+until_so '[ -e run/checkpoint/trainer/state.json ]'
 holder=$(sed -n 's/process \([0-9]*\) on .*/\1/p' run/waybill-grpo.lock)
 [[ " $(ranks_below "$a" | tr '\n' ' ')" = *" $holder "* ]] || fail "the lock names process $holder, not a rank of the run"
 for how in --resume --quiet; do

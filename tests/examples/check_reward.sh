@@ -96,9 +96,9 @@ for signal in TERM KILL; do
     rm -f hangs hanging
     run 2 --out "stop_$signal" "${common[@]}" --steps 100000 --checkpoint-every 0 --reward-cmd "sh $work/hang.sh $$" >log 2>&1 &
     job=$!
-    for _ in $(seq 300); do grep -q "^step *2/" log && break; sleep 0.1; done
+    until_so 'grep -q "^step *2/" log'
     touch hangs
-    for _ in $(seq 300); do [ "$(cat hanging 2>/dev/null | wc -l)" = 2 ] && break; sleep 0.1; done
+    until_so '[ "$(cat hanging 2>/dev/null | wc -l)" = 2 ]'
     start=$SECONDS
     # shellcheck disable=SC2046
     kill -$signal $(ranks_below $job) || fail "no rank to stop"

@@ -13,7 +13,7 @@ steps=0
 for round in 1 2 3 4 5 6; do
     "${mpi[@]}" -n 2 "$grpo" --model base --out stopped "${common[@]}" --steps 100000 --checkpoint-every 0 --resume >log 2>&1 &
     job=$!
-    for _ in $(seq 100); do [ -n "$(ranks_below $job)" ] && [ -s log ] && break; sleep 0.1; done
+    until_so '[ -n "$(ranks_below $job)" ] && [ -s log ]'
     sleep "1.$((RANDOM % 10))"
     if [ $((round % 3)) = 1 ]; then
         kill -USR1 $job
@@ -49,7 +49,7 @@ for round in "INT 130 new" "TERM 143 there" "USR1 138 new"; do
     read -r name expected folder <<<"$round"
     "${mpi[@]}" -n 2 "$grpo" --make-base "$folder" --warmup-steps 1000000 >log 2>&1 &
     job=$!
-    for _ in $(seq 300); do [ -e "$folder/waybill-grpo.lock" ] && break; sleep 0.1; done
+    until_so '[ -e "$folder/waybill-grpo.lock" ]'
     sleep "0.$((RANDOM % 10))"
     kill "-$name" "$(ranks_below $job | shuf -n 1 --random-source=<(yes "$RANDOM"))"
     wait $job
@@ -67,7 +67,7 @@ for try in 1 2 3 4 5; do
     "${mpi[@]}" -n 1 "$grpo" --model base --out "twice_$try" --steps 100000 --samples 512 --max-tokens 64 --stop-token none \
         --max-running 1000000 --max-batch-tokens 1000000 --kv-blocks 300000 >log 2>&1 &
     job=$!
-    for _ in $(seq 100); do [ -s log ] && break; sleep 0.1; done
+    until_so '[ -s log ]'
     rank=$(ranks_below $job)
     sleep "1.$try"
     kill -TERM "$rank" && sleep 0.05 && kill -TERM "$rank"
@@ -95,7 +95,7 @@ done
 echo "== progress in 60 columns, in a log too"
 "${mpi[@]}" -n 2 "$grpo" --model base --out slow --steps 1 --prompts 64 --samples 256 --max-tokens 60 --stop-token none --updates 1 >log 2>&1 &
 job=$!
-for _ in $(seq 300); do grep -q 'left' log && break; kill -0 $job 2>/dev/null || break; sleep 0.1; done
+until_so 'grep -q left log || ! kill -0 $job 2>/dev/null'
 kill -USR1 $job
 wait $job
 grep -qE '^step 1/1 [a-z ]+ [0-9]+% [0-9.kM]+ tok/s [0-9:]+ left' log || { cat log; fail "no line of progress"; }

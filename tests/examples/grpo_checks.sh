@@ -22,6 +22,11 @@ refused() {
     if run 2 --quiet "$@" >log 2>&1; then fail "accepted: $*"; fi
     grep -qF -- "$part" log || { cat log; fail "no '$part' in the message of: $*"; }
 }
+# until_so 'CONDITION': waits for it, for as long as a machine that does much else may need.
+until_so() {
+    for _ in $(seq 1200); do eval "$1" && return; sleep 0.1; done
+    fail "not so after two minutes: $1"
+}
 field() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; } # the last one of that name in each line
 # The ranks below the shell that waits for an mpirun; other runs on this machine are none of ours.
 ranks_below() {
