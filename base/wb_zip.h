@@ -1,7 +1,7 @@
 /* wb_zip.h - the zip archive that torch.save and numpy.savez write: where its members lie in the bytes of the
  * file (not installed).
  *
- * Owns: the central directory, in reading zip64 too. Refuses: members that are encrypted, compressing and
+ * Owns: the central directory, zip64 too. Refuses: members that are encrypted, compressing and
  * what is compressed (wb_zip_next says where it lies), archives of several disks, names given twice,
  * members of another checksum than the directory's, unless that is 0: torch can be told to write none. */
 #ifndef WB_ZIP_H
@@ -50,7 +50,7 @@ wb_status wb_zip_next(const wb_zip *zip, size_t *at, wb_zip_name *name_out, wb_z
 typedef wb_status wb_zip_write_fn(void *ctx, const void *bytes, size_t size);
 
 /* An archive of members that are stored, written from its beginning to its end. A zeroed struct with `write`
- * and `ctx` is an empty one. CAPACITY: it would have 4 GiB or more, which needs zip64. */
+ * and `ctx` is an empty one. Archives, and members, may have 4 GiB and more. */
 typedef struct wb_zip_writer {
     wb_zip_write_fn *write;
     void *ctx;

@@ -93,6 +93,7 @@ static bool map_at(wb_dump *d, size_t place, size_t file, int fd) {
     d->mapped[place] = (uint32_t)file;
     f->bytes = bytes;
     f->copied = false;
+    f->passed_begin = f->passed_end = 0;
     return true;
 }
 
@@ -133,16 +134,30 @@ void wb_dump_file_drop(wb_dump *d, size_t file) {
     f->copied = false;
 }
 
-/* Less than this is not worth a call of the system for each record. */
-enum { FORGET_BYTES = 1 << 20 };
+/* Less than FORGET_BYTES is not worth a call of the system for each record. Where a page is read the system maps
+ * those around it that it has, in blocks of AROUND_BYTES, other records' too. */
+enum { FORGET_BYTES = 1 << 20, AROUND_BYTES = 64 << 10 };
 
-void wb_dump_file_forget(const wb_dump *d, size_t file, uint64_t begin, uint64_t end) {
-    const wb_dump_file *f = &d->files[file];
-    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    begin = (begin + page - 1) / page * page;
-    end = end / page * page;
-    if (!f->bytes || f->copied || end < begin + FORGET_BYTES) return;
-    WB_IGNORE(madvise((void *)(uintptr_t)(f->bytes + begin), (size_t)(end - begin), MADV_DONTNEED));
+/* The blocks that what was passed lies in, as far as they are the file's. */
+static void forget_passed(wb_dump_file *f) {
+    const uintptr_t file = (uintptr_t)f->bytes, file_end = file + f->size;
+    uintptr_t begin = (file + f->passed_begin) / AROUND_BYTES * AROUND_BYTES;
+    uintptr_t end = (file + f->passed_end + AROUND_BYTES - 1) / AROUND_BYTES * AROUND_BYTES;
+    if (begin < file) begin = file;
+    if (end > file_end) end = file_end;
+    if (f->passed_end > f->passed_begin) WB_IGNORE(madvise((void *)begin, end - begin, MADV_DONTNEED));
+    f->passed_begin = f->passed_end;
+}
+
+void wb_dump_file_forget(wb_dump *d, size_t file, uint64_t begin, uint64_t end) {
+    wb_dump_file *f = &d->files[file];
+    if (!f->bytes || f->copied) return;
+    if (begin != f->passed_end) {
+        forget_passed(f);
+        f->passed_begin = begin;
+    }
+    f->passed_end = end;
+    if (end - f->passed_begin >= FORGET_BYTES) forget_passed(f);
 }
 
 /* ---- names -------------------------------------------------------------------------------------- */

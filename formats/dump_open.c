@@ -121,6 +121,7 @@ static wb_status walk_record(wb_dump *d, uint32_t file, uint64_t begin, uint64_t
     wb_status status = wb_parse_record(&bytes, begin, end, &d->model, &memory, &record);
     if (status == WB_OK) status = wb_dump_add_record(d, file, record.rid, record.rid_length, begin, end);
     wb_owner_close(&memory);
+    wb_dump_file_forget(d, file, begin, end);
     return status;
 }
 

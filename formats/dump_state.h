@@ -16,9 +16,10 @@ typedef struct wb_dump_file {
     const uint8_t *bytes; /* NULL: not in memory, or empty */
     /* As it was when it was opened first; what came later is not looked at. */
     uint64_t size, device, inode;
-    uint32_t users; /* who need the bytes where they are */
-    bool known;     /* it was opened once: size, device and inode are set */
-    bool copied;    /* bytes are from malloc, not mapped */
+    uint64_t passed_begin, passed_end; /* not needed for now, but mapped pages of it are still there */
+    uint32_t users;                    /* who need the bytes where they are */
+    bool known;                        /* it was opened once: size, device and inode are set */
+    bool copied;                       /* bytes are from malloc, not mapped */
 } wb_dump_file;
 
 /* A record as the caller sees it, made when it is given and kept while it is held. It is a user of its
@@ -90,8 +91,9 @@ wb_status wb_dump_file_use(wb_dump *dump, size_t file);
 void wb_dump_file_drop(wb_dump *dump, size_t file);
 
 /* Bytes [begin, end) of a file are not needed for now: their pages leave the process, which has them again
- * from the file when they are read. So who reads a dump from end to end holds a record of it, not all. */
-void wb_dump_file_forget(const wb_dump *dump, size_t file, uint64_t begin, uint64_t end);
+ * from the file when they are read. So who reads a dump from end to end holds a record of it, not all. Records
+ * that lie behind each other leave together, a MiB at a time, however small they are. */
+void wb_dump_file_forget(wb_dump *dump, size_t file, uint64_t begin, uint64_t end);
 
 /* Of a file that has a user. */
 wb_file_bytes wb_dump_bytes(const wb_dump *dump, size_t file);

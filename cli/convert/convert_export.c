@@ -12,12 +12,14 @@ static wb_status write_file(void *file, const void *bytes, size_t size) {
 
 typedef struct exporting {
     cli_progress progress;
-    uint64_t skipped;
+    uint64_t records, skipped;
 } exporting;
 
+/* Some layouts go over the records several times: what is shown is the part of the work, in records. */
 static void show(void *ctx, uint64_t done, uint64_t total) {
     exporting *e = ctx;
-    cli_progress_records(&e->progress, done, total, 0);
+    const uint64_t part = (uint64_t)((double)done / (double)total * (double)e->records);
+    cli_progress_records(&e->progress, part, e->records, 0);
 }
 
 static bool skip(void *ctx, wb_status status) {
@@ -58,6 +60,7 @@ int convert_export(const convert_options *options, const char *path) {
     if (wb_export_layout_find(options->to, &layout) != WB_OK) return cli_fail();
     int code = cli_open_dump(path, &dump);
     if (code != CLI_OK) return code;
+    e.records = wb_dump_get_info(dump).records;
     code = write_all(dump, layout, options, &e) == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK && !wb_export_keeps_indexer(layout) && has_indexer(dump))
         fprintf(stderr, "waybill: what indexers chose is left out: %s has no place for it\n", options->to);

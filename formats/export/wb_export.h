@@ -71,8 +71,7 @@ typedef bool wb_export_skip_fn(void *ctx, wb_status status);
  * before anything is written; what is wrong with the machine is not asked about. `progress` (may be NULL) is
  * called after each record that was gone over, `done` of `total`: some layouts go over all of them several
  * times. UNSUPPORTED: the layout has no place for a record, which is named; NOT_FOUND: all records were left
- * out; CAPACITY: an archive would have 4 GiB or more; the errors of wb_dump_record and of wb_record_check;
- * what `write` returns. */
+ * out; the errors of wb_dump_record and of wb_record_check; what `write` returns. */
 WB_API wb_status wb_export_dump(wb_dump *dump, wb_export_layout layout, wb_export_write_fn *write, void *ctx,
                                 wb_export_skip_fn *skip,
                                 void (*progress)(void *ctx, uint64_t done, uint64_t total),

@@ -170,11 +170,68 @@ static void test_files_that_changed(void **state) {
     wb_dump_close(d);
 }
 
+/* MiB of files that are mapped and in memory. */
+static long mapped_mib(void) {
+    long size = 0, resident = 0, shared = 0;
+    FILE *statm = fopen("/proc/self/statm", "r");
+    if (!statm) skip();
+    assert_int_equal(fscanf(statm, "%ld %ld %ld", &size, &resident, &shared), 3);
+    fclose(statm);
+    return shared * sysconf(_SC_PAGESIZE) >> 20;
+}
+
+/* Writes records of 48 KiB, `n` of them, with an index or without. */
+static void write_large(const char *path, uint32_t n, bool index) {
+    fixture_model f;
+    fixture_record record;
+    fixture_rng rng = {11};
+    fixture_model_init(&f, 8, 64, 4);
+    fixture_record_init(&record, &f.model, &rng, "r", 4, 1200, 0, 1, true);
+    wb_dump_options options = wb_dump_options_default();
+    wb_dump_writer *w = NULL;
+    OK(wb_dump_create(path, &f.model, &options, &w));
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(record.rid, sizeof record.rid, "r%u", i);
+        OK(wb_dump_append(w, &record.record));
+    }
+    if (index)
+        OK(wb_dump_finish(w));
+    else
+        wb_dump_abandon(w);
+    fixture_record_free(&record);
+}
+
+/* A file of 48 MiB is read, in order and not, in a few MiB of it, whose records are each less than is worth a
+ * call of the system; a file without an index is walked in as few. */
+static void test_small_records_leave(void **state) {
+    const place *p = *state;
+    enum { N = 1000, AT_MOST_MIB = 6, STEP = 7 };
+    char path[96];
+    snprintf(path, sizeof path, "%s/large", p->directory);
+    for (int index = 0; index < 2; index++) {
+        wb_dump *d = NULL;
+        wb_record r;
+        write_large(path, N, index);
+        long before = mapped_mib();
+        OK(wb_dump_open(path, &d));
+        assert_true(wb_dump_get_info(d).bytes > 40u << 20);
+        assert_in_range(mapped_mib(), 0, before + AT_MOST_MIB);
+        for (uint32_t i = 0; i < 2 * N; i++) {
+            uint32_t which = i < N ? i : i * STEP % N;
+            OK(wb_dump_record(d, which, &r));
+            OK(wb_record_check(wb_dump_model(d), &r, true));
+            wb_dump_release(d, which);
+            assert_in_range(mapped_mib(), 0, before + AT_MOST_MIB);
+        }
+        wb_dump_close(d);
+        unlink(path);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_maps_are_bounded),
-        cmocka_unit_test(test_few_descriptors),
-        cmocka_unit_test(test_another_working_directory),
+        cmocka_unit_test(test_maps_are_bounded),          cmocka_unit_test(test_few_descriptors),
+        cmocka_unit_test(test_another_working_directory), cmocka_unit_test(test_small_records_leave),
         cmocka_unit_test(test_files_that_changed),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
