@@ -1,4 +1,7 @@
-/* waybill.h - all of Waybill's public headers. The MPI adapter, which needs mpi.h, is wb_comm_mpi.h. */
+/* waybill.h - all of Waybill's public headers. The MPI adapter, which needs mpi.h, is wb_comm_mpi.h.
+ *
+ * NULL is a no-op for every function that closes an object and for every one that initialises a struct,
+ * wb_request_init and wb_<name>_options_init. */
 #ifndef WAYBILL_H
 #define WAYBILL_H
 

@@ -8,6 +8,7 @@
 enum { MAX_LATER_BYTES = 4096 };
 
 void wb_options_init(void *options_out, size_t size, const void *defaults, size_t own_size) {
+    if (!options_out) return;
     memset(options_out, 0, size);
     memcpy(options_out, defaults, size < own_size ? size : own_size);
     memcpy(options_out, &size, sizeof size);

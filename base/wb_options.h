@@ -16,7 +16,8 @@
 #include "wb_base.h"
 
 /* The body of an initialiser: as much of `defaults`, a struct of own_size bytes, as fits the caller's
- * struct of `size` bytes, whose first field becomes `size`; what lies beyond own_size becomes zero. */
+ * struct of `size` bytes, whose first field becomes `size`; what lies beyond own_size becomes zero. NULL is
+ * a no-op. */
 void wb_options_init(void *options_out, size_t size, const void *defaults, size_t own_size);
 
 /* Lays a caller's options over `own`, which holds the defaults and is own_size bytes. NULL leaves the

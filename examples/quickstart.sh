@@ -10,7 +10,12 @@ case "$*" in
 "") ;;
 "--device cuda")
     gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-    [ "$gpus" -ge 1 ] || { echo "quickstart: --device cuda: expected a GPU, found none (nvidia-smi --list-gpus)" >&2; exit 1; }
+    if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # a list, which CUDA reads up to the first that is no device; empty: none
+        named=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | awk '/^[ \t]*(-|$)/ { exit } { n++ } END { print n + 0 }')
+        [ "$named" -ge "$gpus" ] || gpus=$named
+    fi
+    [ "$gpus" -ge 1 ] ||
+        { echo "quickstart: --device cuda: expected a GPU, found none (nvidia-smi --list-gpus, CUDA_VISIBLE_DEVICES)" >&2; exit 1; }
     ! grep -q '^WB_CUDA:BOOL=OFF' build/CMakeCache.txt 2>/dev/null ||
         { echo "quickstart: --device cuda: expected a build with CUDA in build/, found WB_CUDA=OFF in its CMakeCache.txt" >&2; exit 1; }
     [ "$gpus" -ge 2 ] || ranks=1

@@ -5,7 +5,8 @@
  *
  *   header  {format "waybill.routes", version 1, model {name, fingerprint, num_hidden_layers,
  *            moe_layers [..], num_experts, top_k (or one for each MoE layer [..]), weightless (absent: 0),
- *            router, hash_layers [..] (absent: none), indexer {layers [..], k, source [..]} (absent: none)},
+ *            router, hash_layers [..] (absent: none), indexer {layers [..], k, source [..], rate (absent: not
+ *            known)} (absent: none)},
  *            dtype "u8" | "u16", created (unix seconds), producer, xxh3}
  *   record  {rid, group, sample, prompt_len, tokens (bin, u32), logprobs (bin, f32; absent: none), finish,
  *            spans [[start, end, weight_version] ..] (absent: none), prefix {rid, rows} (absent: none),

@@ -5,7 +5,7 @@
 
 #include <inttypes.h>
 
-static wb_status verify_record(wb_dump *dump, uint64_t i) {
+wb_status wb_dump_verify_record(wb_dump *dump, uint64_t i) {
     wb_record record;
     WB_TRY(wb_dump_record(dump, i, &record));
     wb_status status = wb_record_check(wb_dump_model(dump), &record, true);
@@ -24,7 +24,7 @@ wb_status wb_dump_verify(const char *path, void (*progress)(void *ctx, uint64_t 
     wb_dump_info info = wb_dump_get_info(dump);
     wb_status status = WB_OK;
     for (uint64_t i = 0; i < info.records && status == WB_OK; i++) {
-        status = verify_record(dump, i);
+        status = wb_dump_verify_record(dump, i);
         if (status == WB_OK && progress) progress(ctx, i + 1, info.records);
     }
     wb_dump_close(dump);

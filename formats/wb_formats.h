@@ -527,6 +527,10 @@ WB_API wb_status wb_dump_get_entry(wb_dump *dump, uint64_t i, wb_dump_entry *ent
 WB_API wb_status wb_dump_verify(const char *path, void (*progress)(void *ctx, uint64_t done, uint64_t total),
                                 void *ctx, wb_dump_info *info_out);
 
+/* What wb_dump_verify checks of record i, for who reads records too: one that the caller holds is not read
+ * again. Errors as of wb_dump_record, and CORRUPT. */
+WB_API wb_status wb_dump_verify_record(wb_dump *dump, uint64_t i);
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,7 +6,7 @@
 #define WB_ADAMW_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_optimizer.h"
 
 /* The constants of one step. */
 typedef struct wb_adamw_step {

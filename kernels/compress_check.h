@@ -3,6 +3,7 @@
 #define WB_COMPRESS_CHECK_H
 
 #include "recurrent_check.h"
+#include "wb_ops_entries.h"
 
 #include <inttypes.h>
 

@@ -4,7 +4,7 @@
 #define WB_COMPRESS_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_entries.h"
 
 /* Of the positions so far: the largest gate, and with weights exp(gate - largest) their sum and that of the
  * values. Zeros: no position yet, since a sum with one is 1 at least. */

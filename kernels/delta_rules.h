@@ -1,10 +1,10 @@
 /* delta_rules.h - the gates of the gated delta rule, as both backends make them, and where a token's heads
- * lie among its rows. Refuses: sums, reading and writing of rows. */
+ * lie among its rows, and its matrix in a state. Refuses: sums, reading and writing of rows. */
 #ifndef WB_DELTA_RULES_H
 #define WB_DELTA_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_recurrent.h"
 
 /* Of the squares of a query's and a key's length. */
 #define WB_DELTA_EPS 1e-6f
@@ -40,6 +40,11 @@ static WB_HD int64_t wb_delta_key_at(wb_delta_heads h, int64_t t, int64_t key_he
 }
 static WB_HD int64_t wb_delta_value_at(wb_delta_heads h, int64_t t, int64_t head) {
     return wb_delta_query_at(h, t, 2 * (int64_t)h.n_key) + head * h.value_dim;
+}
+
+/* Floats of a state before the row of value j of a head: S^T lies head by head. */
+static WB_HD int64_t wb_delta_state_at(wb_delta_heads h, int64_t head, int64_t j) {
+    return (head * h.value_dim + j) * h.key_dim;
 }
 
 #endif

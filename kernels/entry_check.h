@@ -4,6 +4,7 @@
 #define WB_ENTRY_CHECK_H
 
 #include "attention_check.h"
+#include "wb_ops_entries.h"
 
 #include <inttypes.h>
 

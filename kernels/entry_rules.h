@@ -17,11 +17,6 @@ static WB_HD int64_t entry_row(const int32_t *blocks, int32_t block_size, int32_
     return blocks[last / block_size] * of_block + last % block_size / ratio;
 }
 
-/* The row of a sequence's position j. */
-static WB_HD int64_t position_row(const int32_t *blocks, int32_t block_size, int64_t j) {
-    return (int64_t)blocks[j / block_size] * block_size + j % block_size;
-}
-
 /* How many of list[most], which ends with -1s, are entries. */
 static WB_HD int32_t listed_entries(const int32_t *list, int32_t most) {
     int32_t low = 0, high = most;

@@ -3,6 +3,7 @@
 #define WB_FUSED_CHECK_H
 
 #include "operand_check.h"
+#include "wb_ops_attention.h"
 
 static inline wb_status fused_check_cache(const char *name, wb_rows cache, wb_dtype dtype) {
     WB_TRY(operand_check("attention_prepare", name, cache.dtype));

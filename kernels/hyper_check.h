@@ -3,6 +3,7 @@
 #define WB_HYPER_CHECK_H
 
 #include "operand_check.h"
+#include "wb_ops_rows.h"
 
 static inline wb_status hyper_check_streams(const char *op, int32_t S) {
     if (S >= 1 && S <= WB_MAX_STREAMS) return WB_OK;

@@ -5,7 +5,6 @@
 #define WB_HYPER_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
 
 /* Products of a token and their place: those of pre, of post, or of C, and whose scale they have. */
 static WB_HD int hyper_kind(int S, int column) {

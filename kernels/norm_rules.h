@@ -3,7 +3,7 @@
 #define WB_NORM_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_rows.h"
 
 /* What is added to w. -0, and not 0, changes no bit of any number: 0 would make a +0 of a -0. */
 static WB_HD float wb_norm_offset(wb_norm norm) {

@@ -4,7 +4,6 @@
 #define WB_OPERAND_CHECK_H
 
 #include "wb_check.h"
-#include "wb_kernels.h"
 
 /* INVALID_ARGUMENT unless `dtype` of operand `name` is f32 or bf16. */
 static inline wb_status operand_check(const char *op, const char *name, wb_dtype dtype) {

@@ -4,6 +4,7 @@
 #define WB_RECURRENT_CHECK_H
 
 #include "operand_check.h"
+#include "wb_ops_recurrent.h"
 
 /* A backward is of whole sequences. */
 static inline wb_status recurrent_check_whole(const char *op, const wb_sequences *of) {

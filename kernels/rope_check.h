@@ -5,6 +5,7 @@
 
 #include "operand_check.h"
 #include "wb_host_device.h"
+#include "wb_ops_rows.h"
 
 /* The position whose angles row t has. */
 static WB_HD int32_t rope_position(const wb_rope *args, int64_t t) {

@@ -1,6 +1,6 @@
 /* router.c - the names of the router types, and what makes a router valid. */
 #include "wb_check.h"
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 
 static const char *const router_names[] = {
     [WB_ROUTER_SOFTMAX] = "softmax",           [WB_ROUTER_SOFTMAX_NORM] = "softmax_norm",

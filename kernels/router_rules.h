@@ -8,7 +8,7 @@
 #define WB_ROUTER_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 
 /* ---- order ----------------------------------------------------------------------------------- */
 

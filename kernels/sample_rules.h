@@ -7,7 +7,7 @@
 
 #include "wb_check.h"
 #include "wb_host_device.h"
-#include "wb_kernels.h"
+#include "wb_ops_sampling.h"
 
 #include <inttypes.h>
 #include <math.h>

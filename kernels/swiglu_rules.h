@@ -4,7 +4,7 @@
 #define WB_SWIGLU_RULES_H
 
 #include "wb_exact_math.h"
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 
 /* A NaN stays one. */
 static WB_HD float wb_clamped_gate(float gate, float limit) {

@@ -2,11 +2,11 @@
  * device is opaque).
  *
  * Owns: the one list of ops, from which come the table, the declarations of both backends, the names in
- * messages and the check that a device has what its user needs. Refuses: contracts (wb_kernels.h, at the
- * type of each op's function), implementations (cpu/, cuda/), policy.
+ * messages and the check that a device has what its user needs. Refuses: contracts (at the type of each op's
+ * function, in wb_ops_*.h, and in wb_kernels.h for those of memory), implementations (cpu/, cuda/), policy.
  *
- * To add an op: its type wb_<op>_fn in wb_kernels.h, its name here, and its function in each backend that has
- * it. */
+ * To add an op: its type wb_<op>_fn in the wb_ops_*.h of its kin, its name here, and its function in each
+ * backend that has it. */
 #ifndef WB_DEVICE_H
 #define WB_DEVICE_H
 

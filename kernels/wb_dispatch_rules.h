@@ -10,7 +10,7 @@
 #define WB_DISPATCH_RULES_H
 
 #include "wb_host_device.h"
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 #include "wb_random.h"
 
 /* The rule over a table of wb_dispatch_fill_table (wb_dispatch.h) for a layer of E experts, which lies in one

@@ -3,7 +3,7 @@
 #ifndef WB_MOE_PLAN_HOST_H
 #define WB_MOE_PLAN_HOST_H
 
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 
 /* As wb_moe_plan_fn, all arrays host memory. next: [S] scratch. INVALID_ARGUMENT, with nothing written, when
  * T * K does not fit an i32 and for an id of E or more. */

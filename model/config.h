@@ -1,9 +1,8 @@
 /* config.h - a configuration: its file, and what reading, checking and the families share. */
-#ifndef WB_CONFIG_H
-#define WB_CONFIG_H
+#ifndef WB_CONFIG_FILE_H
+#define WB_CONFIG_FILE_H
 
 #include "families/family.h"
-#include "wb_model.h"
 
 #define WB_MAX_LAYERS 1024
 enum { WB_LAYER_MASK_WORDS = WB_MAX_LAYERS / 64 };

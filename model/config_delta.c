@@ -3,6 +3,7 @@
 #include "config.h"
 #include "wb_check.h"
 #include "wb_json.h"
+#include "wb_ops_recurrent.h"
 
 #include <string.h>
 

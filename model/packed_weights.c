@@ -1,5 +1,5 @@
 /* packed_weights.c - see packed_weights.h. Refuses: packing, which is the device's (wb_pack_weights_fn).
- * Where an element then lies is here too, for who reads rows. */
+ * Where an element or a part then lies is here too. */
 #include "packed_weights.h"
 
 #include <inttypes.h>
@@ -59,6 +59,28 @@ wb_status wb_model_read(const wb_model *model, const wb_tensor *tensor, int64_t 
         WB_TRY(dev->to_host(dev, (char *)host + (size_t)i * size,
                             (char *)p->memory.data + (size_t)place * size, size));
     }
+    return WB_OK;
+}
+
+wb_status wb_weight_rows(wb_weight w, int64_t first, int64_t n, wb_weight *part_out) {
+    if (w.packed && (first % WB_PACKED_COLUMNS != 0 || n % WB_PACKED_COLUMNS != 0))
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "packed weights: expected rows in whole groups of %d, found %" PRId64
+                       " from row %" PRId64 " on",
+                       WB_PACKED_COLUMNS, n, first);
+    const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first * w.cols);
+    *part_out = (wb_weight){from.data, w.dtype, n, w.cols, w.packed};
+    return WB_OK;
+}
+
+wb_status wb_weight_columns(wb_weight w, int64_t first, int64_t n, wb_weight *part_out) {
+    if (w.packed)
+        return wb_fail(WB_INVALID_ARGUMENT,
+                       "packed weights: expected all of %" PRId64 " columns, found %" PRId64
+                       " from column %" PRId64 " on",
+                       w.cols, n, first);
+    const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first);
+    *part_out = (wb_weight){from.data, w.dtype, w.rows, n, false};
     return WB_OK;
 }
 

@@ -22,6 +22,14 @@ wb_status wb_model_reserve_packing(wb_model *model);
  * to be packed. Not collective. */
 wb_status wb_model_pack_weights(wb_model *model);
 
+/* Rows first .. first + n - 1 of w, packed where w is, and then whole groups or INVALID_ARGUMENT. Every part
+ * of a weight is made here, so that none says of packed rows that they lie. */
+wb_status wb_weight_rows(wb_weight w, int64_t first, int64_t n, wb_weight *part_out);
+
+/* Columns first .. first + n - 1 of w, whose rows begin w.cols apart, which the product is to be told;
+ * INVALID_ARGUMENT where w is packed, as products with packed weights take whole rows. */
+wb_status wb_weight_columns(wb_weight w, int64_t first, int64_t n, wb_weight *part_out);
+
 /* UNSUPPORTED for a model whose weights `who`, which reads rows as they lie, is not to read. */
 wb_status wb_model_check_rows(const wb_model *model, const char *who);
 

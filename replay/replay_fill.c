@@ -57,12 +57,12 @@ static void clear_ids(const wb_replay *r, micro_batch *b, uint32_t row, uint32_t
 /* Under OFF the record's ids are there to be measured against, and its rows choose natively all the same. */
 static void fill_replay(const wb_replay *r, micro_batch *b, uint32_t row, const segment_plan *s) {
     uint32_t end = s->start + s->rows;
-    int recorded = r->mode == WB_REPLAY_OFF ? WB_ROW_NATIVE : WB_ROW_FORCED;
+    int direction = r->mode == WB_REPLAY_OFF ? WB_ROW_NATIVE : WB_ROW_FORCED;
     for (uint32_t p = s->start, next; p < end; p = next) {
         const void *ids;
         next = p + wb_record_stretch(&r->model, s->record, p, end, &ids);
         uint32_t t = row + (p - s->start);
-        set_rows(r, b, t, next - p, ids ? recorded : WB_ROW_NATIVE, ids ? ROW_REPLAYED : 0);
+        set_rows(r, b, t, next - p, ids ? direction : WB_ROW_NATIVE, ids ? ROW_REPLAYED : 0);
         if (ids)
             memcpy(b->ids + t * r->row_bytes, ids, (next - p) * r->row_bytes);
         else

@@ -1,6 +1,7 @@
 /* verify.c - `waybill verify`: the full check, its verdict as exit code. */
 #include "command.h"
 #include "verify/verify_model.h"
+#include "wb_check.h"
 #include "wb_model.h"
 
 #include <inttypes.h>
@@ -26,21 +27,16 @@ static const cli_option table[] = {
              "engine does not run the model, a line says that these rows were not compared"},
 };
 
-static void show(void *ctx, uint64_t done, uint64_t total) {
-    cli_progress_records(ctx, done, total, 0);
-}
-
 static int failed(const char *of, wb_status status) {
     printf("FAILED: %s%s\n", of, wb_status_string(status));
     return cli_fail();
 }
 
 /* A digest that is there was compared when its record was read: what is left to find is one that is not. */
-static wb_status check_digests(const char *path) {
-    wb_dump *dump = NULL;
-    wb_status status = wb_dump_open(path, &dump);
-    const uint64_t n = status == WB_OK ? wb_dump_get_info(dump).records : 0;
+static wb_status check_digests(wb_dump *dump) {
+    const uint64_t n = wb_dump_get_info(dump).records;
     uint64_t without = 0, first = 0;
+    wb_status status = WB_OK;
     wb_dump_entry entry;
     for (uint64_t i = 0; i < n && status == WB_OK; i++) {
         status = wb_dump_get_entry(dump, i, &entry);
@@ -52,7 +48,28 @@ static wb_status check_digests(const char *path) {
                          "%s: byte %" PRIu64 ": expected a digest of the tokens, found none: %" PRIu64
                          " of %" PRIu64 " records are without",
                          entry.path, entry.offset, without, n);
-    wb_dump_close(dump);
+    return status;
+}
+
+/* All that is checked of a record, while it is held: it is read and decoded once. model: NULL for none. */
+static wb_status check_record(const char *path, wb_dump *dump, uint64_t i, const verify_model *model) {
+    wb_record record;
+    WB_TRY(wb_dump_record(dump, i, &record));
+    wb_status status = wb_dump_verify_record(dump, i);
+    if (status == WB_OK && model) status = verify_model_record(model, path, dump, &record);
+    wb_dump_release(dump, i);
+    return status;
+}
+
+static wb_status check_records(const char *path, wb_dump *dump, const verify_model *model) {
+    const uint64_t n = wb_dump_get_info(dump).records;
+    cli_progress progress = cli_progress_start();
+    wb_status status = WB_OK;
+    for (uint64_t i = 0; i < n && status == WB_OK; i++) {
+        status = check_record(path, dump, i, model);
+        if (status == WB_OK) cli_progress_records(&progress, i + 1, n, 0);
+    }
+    cli_progress_end(&progress);
     return status;
 }
 
@@ -78,19 +95,27 @@ static void say_verdict(const verify_options *o, const wb_dump_info *info) {
     printf("\n");
 }
 
-/* model: zeros without --model. */
+/* model: NULL without --model. */
+static wb_status check_dump(const char *path, const verify_options *o, const verify_model *model,
+                            wb_dump_info *info_out) {
+    wb_dump *dump = NULL;
+    WB_TRY(wb_dump_open(path, &dump));
+    *info_out = wb_dump_get_info(dump);
+    wb_status status = model ? verify_model_match(model, path, dump) : WB_OK;
+    if (status == WB_OK) status = check_records(path, dump, model);
+    if (status == WB_OK && o->tokens) status = check_digests(dump);
+    wb_dump_close(dump);
+    return status;
+}
+
 static int verify(const char *dump, const verify_options *o, const verify_model *model) {
-    cli_progress progress = cli_progress_start();
     wb_dump_info info;
-    uint32_t not_compared = 0;
     cli_spooled spooled;
     wb_status status = cli_dump_path(dump, &spooled);
     if (status != WB_OK) return cli_fail();
-    status = wb_dump_verify(spooled.path, show, &progress, &info);
-    cli_progress_end(&progress);
-    if (status == WB_OK && o->tokens) status = check_digests(spooled.path);
-    if (status == WB_OK && o->model) status = verify_model_compare(model, spooled.path, &not_compared);
+    status = check_dump(spooled.path, o, model, &info);
     if (status != WB_OK) return failed("", status);
+    const uint32_t not_compared = model ? verify_model_not_compared(model) : 0;
     if (not_compared > 0) say_not_compared(o->model, not_compared);
     if (info.files_cut > 0) {
         printf("CUT: the %" PRIu64 " records before the cuts are whole and can be read as they are.\n",
@@ -108,8 +133,8 @@ static int run(const cli_command *self, const cli_arguments *arguments) {
     verify_model model = {0};
     /* Before the dump is read, which may take long; and its fault is none of the dump's. */
     const wb_status status = o->model ? verify_model_open(o->model, &model) : WB_OK;
-    const int code =
-        status == WB_OK ? verify(arguments->dump, o, &model) : failed("the model of --model: ", status);
+    const int code = status == WB_OK ? verify(arguments->dump, o, o->model ? &model : NULL)
+                                     : failed("the model of --model: ", status);
     verify_model_close(&model);
     return code;
 }

@@ -16,10 +16,17 @@ typedef struct verify_model {
 wb_status verify_model_open(const char *dir, verify_model *model_out);
 void verify_model_close(verify_model *model);
 
-/* MISMATCH where the dump names another model, a row of a hash-routed layer is not the table's, or an indexer
- * of the model cannot have chosen what a record says; INVALID_ARGUMENT for a token beyond the vocabulary.
- * *not_compared_out, which is 0 before: so many hash-routed layers were not compared, because the engine does
- * not run the model by its config.json. */
-wb_status verify_model_compare(const verify_model *model, const char *path, uint32_t *not_compared_out);
+/* Whether the dump at `path` names the model; MISMATCH otherwise. */
+wb_status verify_model_match(const verify_model *model, const char *path, const wb_dump *dump);
+
+/* What the dump cannot know of a record of its, which has passed wb_dump_verify_record: the vocabulary, how
+ * many entries a token sees, where the dump does not say so, and the tables. MISMATCH where the model cannot
+ * have made it. */
+wb_status verify_model_record(const verify_model *model, const char *path, const wb_dump *dump,
+                              const wb_record *record);
+
+/* So many hash-routed layers are not compared, because the engine does not run the model by its
+ * config.json. */
+uint32_t verify_model_not_compared(const verify_model *model);
 
 #endif

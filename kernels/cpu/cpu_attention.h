@@ -72,8 +72,8 @@ static inline void find_keys(const wb_attention *args, piece p, key_columns c, i
     const int32_t *blocks = args->blocks + (int64_t)args->seq[p.t] * args->max_blocks;
     const int64_t size = args->block_size;
     for (int64_t j = c.begin, count = 0; j < c.end; j += count) {
-        const int64_t at = (c.first + j) % size, first = (int64_t)blocks[(c.first + j) / size] * size + at;
-        count = min64(size - at, c.end - j);
+        const int64_t first = position_row(blocks, args->block_size, c.first + j);
+        count = min64(size - (c.first + j) % size, c.end - j);
         for (int64_t i = 0; i < count; i++) index[j + i] = first + i;
     }
     for (int64_t j = 0; j < c.begin; j++) index[j] = index[c.begin];

@@ -26,7 +26,7 @@ static void forward_head(const wb_gated_delta *a, const wb_sequence_run *run, in
                          wb_rows o) {
     const wb_delta_heads h = a->heads;
     const int64_t size = (int64_t)h.key_dim * h.value_dim;
-    float *kept = run_state(&a->of, run), *state = kept ? kept + head * size : scratch;
+    float *kept = run_state(&a->of, run), *state = kept ? kept + wb_delta_state_at(h, head, 0) : scratch;
     delta_keys keys = {.q = scratch + size, .k = scratch + size + h.key_dim};
     float *v = keys.k + h.key_dim, *out = v + h.value_dim;
     if (!kept) memset(state, 0, (size_t)size * sizeof *state);

@@ -1,6 +1,6 @@
 /* cpu_ops.h - the ops of one instruction set (WB_CPU_ISA) and the loop hints that they share.
  *
- * Owns: the names and the declarations. Contracts and shapes are those of wb_kernels.h.
+ * Owns: the names and the declarations. Contracts and shapes are those of wb_ops_*.h.
  */
 #ifndef WB_CPU_OPS_H
 #define WB_CPU_OPS_H
@@ -29,7 +29,7 @@
 #define WB_INLINE static inline
 #endif
 
-/* The CPU has every op, each of the type of its contract in wb_kernels.h. */
+/* The CPU has every op, each of the type of its contract in wb_ops_*.h. */
 #define WB_CPU_DECLARE(op) extern wb_##op##_fn WB_CPU(op);
 WB_COMPUTE_OPS(WB_CPU_DECLARE)
 WB_LAYOUT_OPS(WB_CPU_DECLARE)

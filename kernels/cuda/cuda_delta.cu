@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(BLOCK)
     for (int first = begin; first < h.value_dim; first += blocks_of_head * HALVES) {
         const int64_t j = min(first + half, h.value_dim - 1);
         const bool live = first + half < h.value_dim;
-        float *const kept = args.of.states ? run_state(args.of, run) + (head * h.value_dim + j) * dim : NULL;
+        float *const kept = args.of.states ? run_state(args.of, run) + wb_delta_state_at(h, head, j) : NULL;
         float state[N] = {};
         if (kept) load_row(kept, live ? dim : 0, lane, state);
         go_over_run(args, o, run, head, j, live, first > begin && run.n <= STAGED, staged, state);

@@ -5,7 +5,7 @@
 #ifndef WB_CUDA_IDS_H
 #define WB_CUDA_IDS_H
 
-#include "wb_kernels.h"
+#include "wb_ops_moe.h"
 
 extern "C" {
 #include "wb_check.h"

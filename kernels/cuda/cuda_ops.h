@@ -2,7 +2,7 @@
  *
  * Owns: the names and the declarations. Refuses: CUDA types, so that C files can include it.
  *
- * Contracts and shapes are those of wb_kernels.h. From the same operands the ops write the same bits as the
+ * Contracts and shapes are those of wb_ops_*.h. From the same operands the ops write the same bits as the
  * CPU's: both follow the same rules and sum in the same order. What is wrong in the contents of operands is a
  * fault (cuda_fault.h).
  */

@@ -1,12 +1,12 @@
 /* family.h - what model families differ in, a table a family.
  *
  * To add a family: write families/<name>.c with its wb_family_<name>, and name it in WB_FAMILY_LIST
- * (wb_model.h). Reading, checking and writing configurations, the registry and the forward ask these tables
+ * (wb_config.h). Reading, checking and writing configurations, the registry and the forward ask these tables
  * and nothing else: no other file compares families. */
 #ifndef WB_FAMILY_H
 #define WB_FAMILY_H
 
-#include "wb_model.h"
+#include "wb_config.h"
 
 #include <jansson.h>
 

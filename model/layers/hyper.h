@@ -1,4 +1,4 @@
-/* hyper.h - hyper-connections (wb_hyper in wb_kernels.h): between a residual stream of several rows a token
+/* hyper.h - hyper-connections (wb_hyper in wb_ops_rows.h): between a residual stream of several rows a token
  * and a part of a layer, which reads one and gives one. Of a model without them nothing here is called.
  * Pointers are device memory. */
 #ifndef WB_LAYERS_HYPER_H

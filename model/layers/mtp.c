@@ -1,6 +1,7 @@
 /* mtp.c - see mtp.h. Refuses: the block, which is a layer like any other (block.c), and the head (head.c). */
 #include "layers/mtp.h"
 #include "layers/head.h"
+#include "packed_weights.h"
 
 /* In place. */
 static wb_status norm(const wb_model *owner, int32_t weight, int64_t T, wb_rows x) {
@@ -8,28 +9,26 @@ static wb_status norm(const wb_model *owner, int32_t weight, int64_t T, wb_rows 
     return dev->rmsnorm_forward(dev, T, owner->config.hidden_size, x, wb_model_norm(owner, weight), x);
 }
 
-/* The columns of eh_proj from `first` on that meet one of its two inputs. */
-static wb_matmul half(const wb_model *mtp, int32_t eh_proj, int64_t first, int64_t T, wb_rows input,
-                      wb_rows x) {
-    const int64_t H = mtp->config.hidden_size;
+/* x (=, then +=) what the columns of eh_proj from `first` on make of the input that they meet. */
+static wb_status multiply_half(const wb_model *mtp, int32_t eh_proj, int64_t first, int64_t T, wb_rows input,
+                               wb_rows x) {
+    wb_device *dev = mtp->device;
     const wb_weight w = wb_model_weight(mtp, eh_proj);
-    const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first);
-    wb_matmul product = wb_matmul_forward(T, input, (wb_weight){from.data, w.dtype, H, H, false}, x);
+    wb_weight half;
+    WB_TRY(wb_weight_columns(w, first, mtp->config.hidden_size, &half));
+    wb_matmul product = wb_matmul_forward(T, input, half, x);
     product.b_col = w.cols;
     product.accumulate = first > 0;
-    return product;
+    return dev->matmul(dev, 1, &product);
 }
 
 wb_status wb_mtp_input(const wb_model *mtp, int32_t l, int64_t T, const int32_t *tokens,
                        const wb_model *before, wb_rows hidden, wb_rows scratch, wb_rows x) {
-    wb_device *dev = mtp->device;
     const wb_mtp_layer *layer = &mtp->mtp_layers[l];
     WB_TRY(wb_embed_forward(mtp, T, tokens, x, scratch));
     WB_TRY(norm(mtp, layer->enorm, T, scratch));
     WB_TRY(norm(before, before->final_norm, T, hidden));
     WB_TRY(norm(mtp, layer->hnorm, T, hidden));
-    const wb_matmul of_token = half(mtp, layer->eh_proj, 0, T, scratch, x),
-                    of_hidden = half(mtp, layer->eh_proj, mtp->config.hidden_size, T, hidden, x);
-    WB_TRY(dev->matmul(dev, 1, &of_token));
-    return dev->matmul(dev, 1, &of_hidden);
+    WB_TRY(multiply_half(mtp, layer->eh_proj, 0, T, scratch, x));
+    return multiply_half(mtp, layer->eh_proj, mtp->config.hidden_size, T, hidden, x);
 }

@@ -8,8 +8,9 @@ import weakref
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
+import torch
 
-from ._errors import InvalidArgument
+from ._errors import InvalidArgument, check_type
 from ._replay import Padding, Rows, Segment
 
 # Routers that ask a replay: a second one would be asked after the first, and nobody would know whom experts
@@ -96,6 +97,9 @@ def segments_of(
     """The rows of a padded batch as a plan has them. input_ids [B, S]; where attention_mask [B, S] is 0 a row
     is padding. starts: [B] the position of each sequence's first token in its record (None: 0). order: [T]
     which (sequence * S + place) each row is (None: one sequence after the other)."""
+    check_type("plan: input_ids", input_ids, torch.Tensor, "torch.Tensor")
+    if attention_mask is not None:
+        check_type("plan: attention_mask", attention_mask, torch.Tensor, "torch.Tensor")
     tokens = input_ids.cpu().numpy()
     kept = np.ones(tokens.shape, bool) if attention_mask is None else attention_mask.cpu().numpy() != 0
     if len(rids) != len(tokens) or kept.shape != tokens.shape:

@@ -6,6 +6,8 @@ file.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class Error(Exception):
     """What every exception of this package is. `status`: the library's name of it, "IO"."""
@@ -73,3 +75,9 @@ STATUS_ERRORS: dict[str, type[Error]] = {
 }
 for _status, _class in STATUS_ERRORS.items():
     _class.status = _status
+
+
+def check_type(what: str, value: Any, kind: type, name: str) -> None:
+    """A TypeError unless `value` is of `kind`, whose public name is `name`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{what}: expected a {name}, found {type(value).__name__}")

@@ -23,7 +23,7 @@ from typing import Any, Callable, Sequence
 import torch
 
 from ._attached import Attachment, segments_of
-from ._errors import Mismatch, Unsupported
+from ._errors import Mismatch, Unsupported, check_type
 from ._model import RouteModel, check_model
 from .torch import Router, RouterReplay
 
@@ -90,6 +90,7 @@ class _Layer:
 
 
 def _layers(model: torch.nn.Module) -> list[_Layer]:
+    check_type("model", model, torch.nn.Module, "torch.nn.Module")
     found = []
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -180,6 +181,7 @@ class Attached(Attachment):
     """A model whose routers ask a replay. See waybill.hf.attach."""
 
     def __init__(self, model: torch.nn.Module, replay: RouterReplay) -> None:
+        check_type("replay", replay, RouterReplay, "waybill.torch.RouterReplay")
         layers = _layers(model)
         _check_same(model, layers, replay)
         super().__init__(model, replay, [layer.router for layer in layers])

@@ -31,7 +31,7 @@ from megatron.core.tensor_parallel.random import CheckpointFunction
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from ._attached import Attachment, segments_of
-from ._errors import InvalidArgument, Mismatch, Unsupported
+from ._errors import InvalidArgument, Mismatch, Unsupported, check_type
 from ._model import RouteModel, check_model
 from ._replay import Replay, Slice
 
@@ -71,6 +71,7 @@ class _Layer:
 
 
 def _layers(model: Any) -> list[_Layer]:
+    check_type("model", model, torch.nn.Module, "torch.nn.Module")
     found = []
     for name, module in model.named_modules():
         if isinstance(module, MoELayer) and "mtp" not in name.split("."):
@@ -173,6 +174,7 @@ class Attached(Attachment):
     """A model whose routers ask a replay. See waybill.megatron.attach."""
 
     def __init__(self, model: Any, replay: Replay) -> None:
+        check_type("replay", replay, Replay, "waybill.Replay")
         layers = _layers(model)
         for layer in layers:
             _refuse(layer)

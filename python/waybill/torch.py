@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from . import _abi, _torch_ops
-from ._errors import InvalidArgument, Unsupported
+from ._errors import InvalidArgument, Unsupported, check_type
 from ._model import RouteModel
 from ._replay import Replay, ReplayMetrics, metrics_of
 
@@ -76,6 +76,7 @@ class RouterReplay(Replay):
         self._hooks: int | None = None
         self._device_address: int | None = None
         self.router = router or Router(self.model.router)
+        check_type("router", self.router, Router, "waybill.torch.Router")
         self.device = torch.device(device)
         self._stream: Any = None
         self._device_address = self._open_device()
@@ -208,6 +209,7 @@ class RouterReplay(Replay):
         by the token's id and not by logits. InvalidArgument for logits that are not finite, which a CUDA device
         tells at the end of the step.
         """
+        check_type("logits", logits, torch.Tensor, "torch.Tensor")
         flat = logits.reshape(-1, logits.shape[-1]).float()
         weights, ids = torch.ops.waybill.gate(flat, table, self._handle, micro_batch, layer, row)
         return ids, weights
@@ -217,6 +219,7 @@ class RouterReplay(Replay):
         be used in their place. Of a routing map [T, E] bool they are routing_map.nonzero()[:, 1].view(T, K):
         their order within a row does not matter. Mismatch names a row that goes elsewhere than planned; what
         a CUDA device finds, the end of the step tells."""
+        check_type("ids dispatched", ids, torch.Tensor, "torch.Tensor")
         return torch.ops.waybill.dispatched(ids, self._handle, micro_batch, layer, row)
 
     # ---- what the ops do -----------------------------------------------------------------------------------
@@ -294,6 +297,7 @@ class RouterReplay(Replay):
         return tensor, _abi.struct("wb_ids", data=tensor.data_ptr(), dtype=dtype, stride=tensor.shape[1])
 
     def _check(self, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], what: str) -> None:
+        check_type(what, tensor, torch.Tensor, "torch.Tensor")
         found = (tensor.device, tensor.dtype, tuple(tensor.shape))
         if found != (self.device, dtype, shape):
             raise InvalidArgument(

@@ -225,6 +225,8 @@ static void test_options_of_other_versions(void **state) {
     assert_int_equal(wb_options_read(&own, sizeof own, &early, "x"), WB_OK);
     assert_true(own.size == sizeof own && own.a == 1 && own.b == 20 && own.c == 3);
 
+    wb_options_init(NULL, sizeof early, &late_defaults, sizeof late_defaults);
+
     late_options late;
     wb_options_init(&late, sizeof late, &early_defaults, sizeof early_defaults);
     assert_true(late.size == sizeof late && late.b == 2 && late.c == 0);

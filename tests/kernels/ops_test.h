@@ -60,6 +60,12 @@ static inline float *random_floats(int64_t count, float low, float high) {
     return x;
 }
 
+static inline uint8_t *random_bytes(size_t n) {
+    uint8_t *bytes = xalloc((int64_t)n, 1);
+    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)rng_next();
+    return bytes;
+}
+
 static inline float *copied(const float *x, int64_t count) {
     float *y = floats(count);
     memcpy(y, x, (size_t)count * sizeof(float));

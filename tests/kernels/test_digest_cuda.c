@@ -1,6 +1,4 @@
-/* test_digest_cuda.c - the digest of bytes on a device: that of the CPU tells any changed byte, any two words
- * that changed places and any other length, wherever the bytes begin; that of a GPU, where there is one, is
- * the same. */
+/* test_digest_cuda.c - the digest of bytes on a GPU is that of the CPU, wherever the bytes begin. */
 #include "ops_test.h"
 
 enum { MOST = 1 << 20, ROOM = MOST + 16 };
@@ -11,46 +9,8 @@ static uint64_t digest_of(wb_device *dev, const void *data, size_t bytes) {
     return digest;
 }
 
-static uint8_t *random_bytes(size_t n) {
-    uint8_t *bytes = xalloc((int64_t)n, 1);
-    for (size_t i = 0; i < n; i++) bytes[i] = (uint8_t)rng_next();
-    return bytes;
-}
-
-static void test_a_change_is_told(void **state) {
-    (void)state;
-    wb_device *dev = open_cpu(1);
-    for (int trial = 0; trial < 200; trial++) {
-        const size_t n = (size_t)rng_range(17, 400), at = (size_t)rng_range(0, (int64_t)n - 1);
-        const size_t start = (size_t)rng_range(0, 9);
-        uint8_t *bytes = random_bytes(n + start), *data = bytes + start;
-        const uint64_t digest = digest_of(dev, data, n);
-        data[at] ^= (uint8_t)(1u << rng_range(0, 7));
-        assert_true(digest_of(dev, data, n) != digest);
-        assert_true(digest_of(dev, data, n - 1) != digest);
-        uint8_t *elsewhere = random_bytes(n + 9);
-        const uint64_t changed = digest_of(dev, data, n);
-        memcpy(elsewhere + (9 - start), data, n);
-        assert_true(digest_of(dev, elsewhere + (9 - start), n) == changed);
-        uint8_t word[8];
-        memcpy(word, data, 8);
-        const bool same = memcmp(data, data + 8, 8) == 0;
-        memcpy(data, data + 8, 8);
-        memcpy(data + 8, word, 8);
-        assert_true(same || digest_of(dev, data, n) != changed);
-        free(bytes);
-        free(elsewhere);
-    }
-    assert_true(digest_of(dev, NULL, 0) == 0);
-    wb_device_close(dev);
-}
-
 static void test_a_gpu_has_the_digest_of_the_cpu(void **state) {
     (void)state;
-    if (wb_device_count_cuda() == 0) {
-        printf("skipped: no CUDA device\n");
-        skip();
-    }
     wb_device *cpu = open_cpu(1), *gpu = NULL;
     assert_ok(wb_device_open_cuda(0, NULL, &gpu));
     uint8_t *bytes = random_bytes(ROOM);
@@ -69,8 +29,11 @@ static void test_a_gpu_has_the_digest_of_the_cpu(void **state) {
 }
 
 int main(int argc, char **argv) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_change_is_told),
-                                       cmocka_unit_test(test_a_gpu_has_the_digest_of_the_cpu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_gpu_has_the_digest_of_the_cpu)};
     rng_open(argc, argv);
+    if (wb_device_count_cuda() == 0) {
+        printf("no CUDA device\n");
+        return 77;
+    }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

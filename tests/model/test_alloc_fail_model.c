@@ -4,6 +4,7 @@
 #include "support/temp_files.h"
 
 #include "config.h"
+#include "wb_model.h"
 
 #include <errno.h>
 

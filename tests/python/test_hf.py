@@ -366,6 +366,17 @@ class Attaching(unittest.TestCase):
             waybill.hf.attach(oracle.hf, waybill.torch.RouterReplay(m, router=router))
         with self.assertRaises(waybill.Unsupported):
             waybill.hf.attach(torch.nn.Linear(2, 2), self.replay)
+        tokens, attached = [[1, 2]], waybill.hf.attach(oracle.hf, self.replay)
+        self.addCleanup(attached.detach)
+        for what, wrong in (
+            ("model: expected a torch.nn.Module, found str", lambda: waybill.hf.attach("x", self.replay)),
+            ("model: expected a torch.nn.Module, found str", lambda: waybill.hf.replay_for("x", m)),
+            ("replay: .*RouterReplay, found Replay", lambda: waybill.hf.attach(oracle.hf, waybill.Replay(m))),
+            ("input_ids: expected a torch.Tensor, found list", lambda: attached.plan(0, ["a"], tokens)),
+            ("mask: .*found list", lambda: attached.plan(0, ["a"], torch.tensor(tokens), [[1, 1]])),
+        ):
+            with self.subTest(what), self.assertRaisesRegex(TypeError, what):
+                wrong()
 
     def test_recompute_of_a_native_forward_is_native(self):
         grads = []

@@ -190,6 +190,13 @@ class Refuses(Example):
             with self.subTest(name), self.assertRaisesRegex(waybill.Unsupported, name):
                 waybill.megatron.attach(model, attached.replay)
             setattr(model.config, name, before)
+        for what, wrong in (
+            ("model: .*Module, found list", lambda: waybill.megatron.attach([model], attached.replay)),
+            ("model: .*Module, found list", lambda: waybill.megatron.replay_for([model], attached.replay)),
+            ("replay: expected a waybill.Replay, found str", lambda: waybill.megatron.attach(model, "x")),
+        ):
+            with self.subTest(what), self.assertRaisesRegex(TypeError, what):
+                wrong()
 
     def test_a_router_that_goes_its_own_way_fails_the_step(self):
         model, attached = self.attached()

@@ -405,6 +405,15 @@ class Gate(unittest.TestCase):
         ):
             with self.assertRaises(expected):
                 wrong()
+        replay = RouterReplay(model)
+        for what, wrong in (
+            ("router: expected a .*Router, found str", lambda: RouterReplay(model, router="softmax")),
+            ("bias of MoE layer 0: .*Tensor, found list", lambda: RouterReplay(model, bias=[[0.0] * 7] * 3)),
+            ("logits: expected a torch.Tensor, found list", lambda: replay.gate([[0.0] * 7], 0, 0)),
+            ("ids dispatched: .*Tensor, found list", lambda: replay.dispatched([[0, 1]], 0, 0)),
+        ):
+            with self.subTest(what), self.assertRaisesRegex(TypeError, what):
+                wrong()
 
     def test_a_replay_that_is_gone_is_missed(self):
         replay, logits, _ = self.prepare("cpu")

@@ -20,7 +20,7 @@
 #include "attention_keys.h"
 #include "cuda/cuda_tensor.h"
 #include "cuda/hopper/hopper_ptx.h"
-#include "wb_kernels.h"
+#include "wb_ops_attention.h"
 
 namespace {
 

@@ -39,8 +39,8 @@ template <class S> ASM_INLINE void release(const memory<S> &shared, uint32_t sta
 }
 
 /* WGRAD's last step holds rows of the next group, which must not reach this one's sums, not even as NaN times
- * zero: they become zeros in both operands. Rows are k here, one after the other in each box. Of A where it is
- * gathered they came as zeros (gather_steps_a), so that its boxes, which are the first, stay as they are. */
+ * zero: they become zeros in both operands. Rows are k here, one after the other in each box. Of A where it
+ * is gathered they came as zeros (gather_steps_a), so that its boxes, the first ones, stay as they are. */
 template <class S> ASM_INLINE void clear_tail(const memory<S> &shared, uint32_t stage, int rows, int thread) {
     const int begin = rows * 128, left = PART_BYTES - begin;
     constexpr int FIRST = S::GATHER ? S::WARPGROUPS : 0, BOXES = S::STAGE / PART_BYTES;

@@ -3,6 +3,7 @@
  * Refuses: in which order (attention_compressed.c, compressed_backward.c). */
 #include "config.h"
 #include "layers/compressed/compressed.h"
+#include "packed_weights.h"
 
 #include <math.h>
 
@@ -92,16 +93,16 @@ typedef struct group {
     int64_t out_row, mid_row; /* elements of a token */
 } group;
 
-static group group_of(const wb_compressed *a, const wb_compressed_weights *w, int64_t g) {
+static wb_status group_of(const wb_compressed *a, const wb_compressed_weights *w, int64_t g,
+                          group *group_out) {
     const wb_config *c = &a->model->config;
     const wb_weight all = wb_model_weight(a->model, w->o_a);
     const int64_t rank = c->compressed.o_rank;
-    const wb_rows from = wb_rows_from((wb_rows){all.data, all.dtype}, g * rank * all.cols);
-    return (group){.weight = {from.data, all.dtype, rank, all.cols, false},
-                   .first_out = g * all.cols,
-                   .first_mid = g * rank,
-                   .out_row = (int64_t)c->n_heads * c->head_dim,
-                   .mid_row = c->compressed.o_groups * rank};
+    *group_out = (group){.first_out = g * all.cols,
+                         .first_mid = g * rank,
+                         .out_row = (int64_t)c->n_heads * c->head_dim,
+                         .mid_row = c->compressed.o_groups * rank};
+    return wb_weight_rows(all, g * rank, rank, &group_out->weight);
 }
 
 wb_status wb_compressed_groups(const wb_compressed *a, const wb_compressed_weights *w, int64_t T) {
@@ -111,7 +112,8 @@ wb_status wb_compressed_groups(const wb_compressed *a, const wb_compressed_weigh
     for (int32_t first = 0; first < n_groups; first += GROUPS_AT_ONCE) {
         const int32_t left = n_groups - first, n = left < GROUPS_AT_ONCE ? left : GROUPS_AT_ONCE;
         for (int32_t i = 0; i < n; i++) {
-            const group g = group_of(a, w, first + i);
+            group g;
+            WB_TRY(group_of(a, w, first + i, &g));
             list[i] = wb_matmul_forward(T, wb_rows_from(rows_of(a, &a->out), g.first_out), g.weight,
                                         wb_rows_from(rows_of(a, &a->mid), g.first_mid));
             list[i].a_row = g.out_row, list[i].ldc = g.mid_row;
@@ -129,7 +131,8 @@ wb_status wb_compressed_groups_backward(const wb_compressed *a, const wb_compres
     for (int32_t first = 0; first < n_groups; first += GROUPS_AT_ONCE) {
         const int32_t left = n_groups - first, n = left < GROUPS_AT_ONCE ? left : GROUPS_AT_ONCE;
         for (int32_t i = 0; i < n; i++) {
-            const group g = group_of(a, w, first + i);
+            group g;
+            WB_TRY(group_of(a, w, first + i, &g));
             const wb_rows dmid = wb_rows_from(rows_of(a, &a->dmid), g.first_mid);
             float *dw = grads[w->o_a] + (first + i) * g.weight.rows * g.weight.cols;
             wb_matmul *to_weight = &list[2 * i], *to_out = &list[2 * i + 1];

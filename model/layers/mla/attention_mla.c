@@ -98,9 +98,11 @@ static wb_status project(const wb_mla *m, const wb_mla_weights *w, int64_t T, wb
     const wb_buffer *normed = m->keeps_steps ? &m->q_low_normed : &m->q_low;
     const wb_rows latent = wb_activations(model, &m->latent), q = wb_activations(model, &m->q),
                   first = low ? wb_activations(model, &m->q_low) : q;
+    wb_weight to_c, to_k;
+    WB_TRY(wb_mla_latent_weights(m, w, &to_c, &to_k));
     wb_matmul list[] = {wb_matmul_forward(T, x, wb_model_weight(model, low ? w->q_a : w->q), first),
-                        wb_matmul_forward(T, x, wb_mla_c_weight(m, w), wb_activations(model, &m->c)),
-                        wb_matmul_forward(T, x, wb_mla_k_weight(m, w), wb_rows_from(latent, sizes->kv_rank))};
+                        wb_matmul_forward(T, x, to_c, wb_activations(model, &m->c)),
+                        wb_matmul_forward(T, x, to_k, wb_rows_from(latent, sizes->kv_rank))};
     list[2].ldc = sizes->kv_rank + sizes->rope_dim;
     WB_TRY(dev->matmul(dev, 3, list));
     if (!low) return WB_OK;

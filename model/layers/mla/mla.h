@@ -68,8 +68,7 @@ static inline wb_norm wb_mla_norm(const wb_model *model, int32_t param) {
 /* ---- weights, and a product a head (mla_heads.c) --------------------------------------------- */
 
 /* The parts of kv_a: Wc [kv_rank, H] and Wk [rope, H]. */
-wb_weight wb_mla_c_weight(const wb_mla *m, const wb_mla_weights *w);
-wb_weight wb_mla_k_weight(const wb_mla *m, const wb_mla_weights *w);
+wb_status wb_mla_latent_weights(const wb_mla *m, const wb_mla_weights *w, wb_weight *c_out, wb_weight *k_out);
 
 /* Rows that meet a head's part of kv_b, U_h or V_h: `outer` has its nope or value elements of each head,
  * `inner` kv_rank of each. A head's elements begin outer_head and inner_head apart. */

@@ -88,12 +88,14 @@ static wb_status latents_backward(const wb_mla *m, const wb_mla_weights *w, cons
     WB_TRY(dev->add(dev, T * rank, of_keys, dc));
     WB_TRY(dev->rmsnorm_backward(dev, T, rank, wb_activations(model, &m->c), wb_mla_norm(model, w->kv_norm),
                                  dc, dc, grads[w->kv_norm]));
+    wb_weight to_c, to_k;
+    WB_TRY(wb_mla_latent_weights(m, w, &to_c, &to_k));
     wb_matmul list[] = {wb_matmul_wgrad(T, H, rank, dc, x, grads[w->kv_a]),
                         wb_matmul_wgrad(T, H, rope, dk, x, grads[w->kv_a] + rank * H),
-                        wb_matmul_dgrad(T, dc, wb_mla_c_weight(m, w), dx, true)};
+                        wb_matmul_dgrad(T, dc, to_c, dx, true)};
     list[1].a_col = W;
     WB_TRY(dev->matmul(dev, 3, list));
-    wb_matmul last = wb_matmul_dgrad(T, dk, wb_mla_k_weight(m, w), dx, true);
+    wb_matmul last = wb_matmul_dgrad(T, dk, to_k, dx, true);
     last.a_row = W;
     return dev->matmul(dev, 1, &last);
 }

@@ -1,23 +1,18 @@
 /* mla_heads.c - what latent attention does head by head: products with a head's part of kv_b_proj, the
  * rotated part of a head, and attention itself. Refuses: in which order (attention_mla.c, mla_backward.c). */
 #include "layers/mla/mla.h"
+#include "packed_weights.h"
 
 #include <math.h>
 
 /* ---- parts of weights ------------------------------------------------------------------------ */
 
-static wb_weight weight_rows(wb_weight w, int64_t first, int64_t n) {
-    const wb_rows from = wb_rows_from((wb_rows){w.data, w.dtype}, first * w.cols);
-    return (wb_weight){from.data, w.dtype, n, w.cols, false};
-}
-
-wb_weight wb_mla_c_weight(const wb_mla *m, const wb_mla_weights *w) {
-    return weight_rows(wb_model_weight(m->model, w->kv_a), 0, m->model->config.mla.kv_rank);
-}
-
-wb_weight wb_mla_k_weight(const wb_mla *m, const wb_mla_weights *w) {
+wb_status wb_mla_latent_weights(const wb_mla *m, const wb_mla_weights *w, wb_weight *c_out,
+                                wb_weight *k_out) {
     const wb_mla_sizes *sizes = &m->model->config.mla;
-    return weight_rows(wb_model_weight(m->model, w->kv_a), sizes->kv_rank, sizes->rope_dim);
+    const wb_weight kv_a = wb_model_weight(m->model, w->kv_a);
+    WB_TRY(wb_weight_rows(kv_a, 0, sizes->kv_rank, c_out));
+    return wb_weight_rows(kv_a, sizes->kv_rank, sizes->rope_dim, k_out);
 }
 
 /* The rows of kv_b that are U_h or V_h. */
@@ -44,10 +39,11 @@ wb_mla_rows wb_mla_values(const wb_mla *m, const wb_buffer *values, const wb_buf
 
 typedef enum direction { TO_OUTER, TO_INNER, TO_WEIGHT } direction;
 
-static wb_matmul product_of(const wb_mla *m, const wb_mla_weights *w, const wb_mla_rows *rows, direction to,
-                            int64_t T, float *const *grads, int64_t head) {
+static wb_status product_of(const wb_mla *m, const wb_mla_weights *w, const wb_mla_rows *rows, direction to,
+                            int64_t T, float *const *grads, int64_t head, wb_matmul *product_out) {
     const wb_row_run run = rows_of_part(m, rows->part, head);
-    const wb_weight weight = weight_rows(wb_model_weight(m->model, w->kv_b), run.start, run.n);
+    wb_weight weight;
+    WB_TRY(wb_weight_rows(wb_model_weight(m->model, w->kv_b), run.start, run.n, &weight));
     const wb_rows outer = wb_rows_from(rows->outer, head * rows->outer_head),
                   inner = wb_rows_from(rows->inner, head * rows->inner_head);
     const int64_t n_heads = m->model->config.n_heads, outer_row = n_heads * rows->outer_head,
@@ -64,7 +60,8 @@ static wb_matmul product_of(const wb_mla *m, const wb_mla_weights *w, const wb_m
         product = wb_matmul_wgrad(T, weight.cols, weight.rows, outer, inner, dw);
         product.a_col = outer_row, product.b_row = inner_row;
     }
-    return product;
+    *product_out = product;
+    return WB_OK;
 }
 
 /* Products of one call: ops have room for a few dozen. */
@@ -77,7 +74,7 @@ static wb_status multiply(const wb_mla *m, const wb_mla_weights *w, const wb_mla
     wb_matmul list[HEADS_AT_ONCE];
     for (int32_t first = 0; first < n_heads; first += HEADS_AT_ONCE) {
         const int32_t left = n_heads - first, n = left < HEADS_AT_ONCE ? left : HEADS_AT_ONCE;
-        for (int32_t i = 0; i < n; i++) list[i] = product_of(m, w, rows, to, T, grads, first + i);
+        for (int32_t i = 0; i < n; i++) WB_TRY(product_of(m, w, rows, to, T, grads, first + i, &list[i]));
         WB_TRY(dev->matmul(dev, n, list));
     }
     return WB_OK;

@@ -12,8 +12,9 @@
  * source's order. Rows move, never sums: a token's result does not depend on placement or plan.
  *
  * With one rank the host waits for nothing here, but for what a caller asks to see of each layer:
- * wb_routing.used (three downloads) and a probe (two). With several ranks it learns the counts of a layer
- * that was not planned (one), unless rows go by mailboxes (wb_pass.mailbox_rows).
+ * wb_routing.used (three downloads, four where some experts have no weights) and a probe (two). With several
+ * ranks it learns the counts of a layer that was not planned (one), unless rows go by mailboxes
+ * (wb_pass.mailbox_rows).
  *
  * A struct's buffers are kept by a forward for its backward where nothing else is said; scratch may be that
  * of another worker (wb_sizes.scratch_of), whose struct is then `other`. Pointers are device memory unless
@@ -99,8 +100,8 @@ typedef struct wb_moe_rows {
 
     /* Host views of pair_row, row_token and offsets. */
     void *host_pair_row, *host_row_token, *host_used_offsets;
-    /* Of a pass's ids; where some experts have no weights. */
-    void *host_planned;
+    /* Of a pass's ids, all layers'; where some experts have no weights. */
+    void *host_ids;
 } wb_moe_rows;
 
 void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *model, const wb_sizes *sizes,

@@ -39,8 +39,7 @@ void wb_moe_rows_layout(wb_moe_rows *plan, const wb_moe_rows *other, wb_model *m
     wb_host_view_place(arena, &plan->host_row_token, n_pairs, sizeof(int32_t));
     wb_host_view_place(arena, &plan->host_used_offsets, S + 1, sizeof(int32_t));
     if (model->config.n_weightless > 0)
-        wb_host_view_place(arena, &plan->host_planned, sizes->tokens,
-                           wb_route_row_bytes(&model->route_model));
+        wb_host_view_place(arena, &plan->host_ids, sizes->tokens, wb_route_row_bytes(&model->route_model));
 }
 
 /* ---- rows of this rank's tokens ------------------------------------------------------------------- */
@@ -173,15 +172,15 @@ typedef struct evidence {
     wb_ids used;
     int32_t K;
     /* The ids that the plan was made of; data NULL where all experts have weights. */
-    wb_ids planned;
+    wb_ids ids;
     uint32_t first_weightless;
 } evidence;
 
 /* A choice without a row went nowhere: it is of an expert without weights, or its row is lost. */
 static bool is_weightless(const evidence *e, int64_t t, int32_t k) {
-    if (!e->planned.data || e->pair_row[t * e->K + k] >= 0) return false;
-    const size_t at = (size_t)(t * e->planned.stride + k);
-    const uint32_t id = wb_route_id(e->planned.data, e->planned.dtype, at);
+    if (!e->ids.data || e->pair_row[t * e->K + k] >= 0) return false;
+    const size_t at = (size_t)(t * e->ids.stride + k);
+    const uint32_t id = wb_route_id(e->ids.data, e->ids.dtype, at);
     if (id < e->first_weightless) return false;
     wb_route_id_set(e->used.data, e->used.dtype, (size_t)(t * e->used.stride + k), id);
     return true;
@@ -206,12 +205,12 @@ static wb_status read_token(const evidence *e, int64_t t) {
 }
 
 /* All layers' ids of the pass, on the host. */
-static wb_status read_planned(const wb_moe_rows *plan, const wb_pass *pass, void **planned_out) {
+static wb_status read_ids(const wb_moe_rows *plan, const wb_pass *pass, void **ids_out) {
     const wb_model *model = plan->model;
     const size_t bytes = (size_t)pass->T * wb_route_row_bytes(&model->route_model);
     const void *ids;
-    WB_TRY(wb_host_view_read(model->device, plan->host_planned, pass->routing->ids, bytes, &ids));
-    *planned_out = (void *)(uintptr_t)ids;
+    WB_TRY(wb_host_view_read(model->device, plan->host_ids, pass->routing->ids, bytes, &ids));
+    *ids_out = (void *)(uintptr_t)ids;
     return WB_OK;
 }
 
@@ -222,11 +221,11 @@ wb_status wb_moe_rows_used(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_i
     const size_t pairs_bytes = (size_t)(pass->T * K) * sizeof(int32_t),
                  offsets_bytes = ((size_t)S + 1) * sizeof(int32_t);
     const void *pair_row, *row_token, *offsets;
-    void *planned = NULL;
+    void *ids = NULL;
     WB_TRY(wb_host_view_read(dev, plan->host_pair_row, plan->pair_row.data, pairs_bytes, &pair_row));
     WB_TRY(wb_host_view_read(dev, plan->host_row_token, plan->row_token.data, pairs_bytes, &row_token));
     WB_TRY(wb_host_view_read(dev, plan->host_used_offsets, plan->offsets.data, offsets_bytes, &offsets));
-    if (model->config.n_weightless > 0) WB_TRY(read_planned(plan, pass, &planned));
+    if (model->config.n_weightless > 0) WB_TRY(read_ids(plan, pass, &ids));
     const evidence e = {.pair_row = pair_row,
                         .row_token = row_token,
                         .offsets = offsets,
@@ -234,7 +233,7 @@ wb_status wb_moe_rows_used(wb_moe_rows *plan, const wb_pass *pass, int32_t moe_i
                         .map = wb_placement_layer(model->placement, (uint32_t)moe_index),
                         .used = wb_moe_ids(model, pass->used, moe_index),
                         .K = K,
-                        .planned = wb_moe_ids(model, planned, moe_index),
+                        .ids = wb_moe_ids(model, ids, moe_index),
                         .first_weightless = (uint32_t)wb_config_weighted(&model->config)};
     int64_t t = 0;
     for (int64_t i = 0; i <= pass->n_padding; i++) {

@@ -101,6 +101,16 @@ err_has "$fewer"
 expect 0 "$waybill" salvage "$scratch/directory" "$scratch/whole.wbr"
 err_has "$fewer"
 
+# One reading does all: another model is seen before any record, a token of the first record before what is damaged behind it.
+expect 1 "$waybill" verify --model "$indexed" "$golden/bad_digest.wbr"
+err_has "bad_digest.wbr: model name: expected deepseek_v4, found test_moe"
+cp "$golden/without_rate.wbr" "$scratch/directory/part-0.wbr"
+printf '\377' | dd of="$scratch/directory/part-1.wbr" bs=1 seek=700 conv=notrunc status=none
+expect 1 "$waybill" verify "$scratch/directory"
+err_has "part-1.wbr: byte 282: record sg-4: the checksum of its rows does not match"
+expect 1 "$waybill" verify --model "$indexed" "$scratch/directory"
+err_has "$beyond"
+
 rm "$scratch/directory"/*
 cp "$golden/good_u8.wbr" "$scratch/directory/part-0.wbr"
 expect 0 "$waybill" verify "$scratch/directory"
