@@ -220,6 +220,9 @@ def _run(a: argparse.Namespace) -> None:
             for item in items:
                 output.write(item)
         output.commit()
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InvalidArgument(f"{name}: expected UTF-8, found the byte {byte:#04x}") from None
     finally:
         output.discard()
 
@@ -245,9 +248,6 @@ def main(words: list[str] | None = None) -> int:
         _run(a)
     except BrokenPipeError:  # the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UnicodeDecodeError as error:
-        print(f"waybill tokenize: expected UTF-8: {error}", file=sys.stderr)
-        return 1
     except (Error, OSError) as error:
         print(f"waybill tokenize: {error}", file=sys.stderr)
         return 1

@@ -206,6 +206,14 @@ class Tokenize(unittest.TestCase):
         )
         self.assertEqual([json.loads(found.stdout)], self.encode(["üne"], False), found.stderr)
 
+    def test_what_is_no_utf_8_is_named(self):
+        path = self.file("latin.txt", "")
+        with open(path, "wb") as file:
+            file.write(b"one\n\xe9t\xe9\n")
+        found = self.command(path)
+        self.assertEqual(found.returncode, 1)
+        self.assertIn("latin.txt: expected UTF-8, found the byte 0xe9", found.stderr)
+
     def test_a_closed_output_and_signals_are_said(self):
         words = [sys.executable, "-m", "waybill.tokenize", "--tokenizer", self.folder]
         closed = subprocess.run(
