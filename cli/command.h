@@ -169,9 +169,9 @@ typedef struct cli_output {
 wb_status cli_output_look(const char *path, bool force, bool *direct_out);
 
 /* Returns CLI_OK, or the exit code of a failure, which has been said: of a path where something is, without
- * `force`, too. `producer` is the command's name. */
-int cli_output_open(const char *path, bool force, const char *producer, const wb_route_model *model,
-                    cli_output *output_out);
+ * `force`, too. `producer` is the command's name, `codec` that of records which are not copied as stored. */
+int cli_output_open(const char *path, bool force, const char *producer, wb_codec codec,
+                    const wb_route_model *model, cli_output *output_out);
 
 /* Ends the dump and puts it at its path; a failure has been said. */
 int cli_output_commit(cli_output *output);

@@ -40,13 +40,14 @@ static wb_status name_both(cli_output *o, const char *path, bool force) {
                      : wb_text_format(&o->temp, "%s.%ld.tmp", o->path, (long)getpid());
 }
 
-int cli_output_open(const char *path, bool force, const char *producer, const wb_route_model *model,
-                    cli_output *output_out) {
+int cli_output_open(const char *path, bool force, const char *producer, wb_codec codec,
+                    const wb_route_model *model, cli_output *output_out) {
     cli_output o = {0};
     char text[64];
     wb_dump_options options = wb_dump_options_default();
     snprintf(text, sizeof text, "waybill %s %s", producer, wb_version());
     options.producer = text;
+    options.codec = codec;
     wb_status status = name_both(&o, path, force);
     if (status == WB_OK) (void)unlink(o.temp); /* of a process of this number that was killed */
     if (status == WB_OK) status = wb_dump_create(o.temp, model, &options, &o.writer);

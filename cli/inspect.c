@@ -53,9 +53,10 @@ static void print_layers(const wb_route_model *m, const uint32_t *list, uint32_t
         printf("%s%" PRIu32, i ? ", " : " ", among_moe ? m->moe_layers[list[i]] : list[i]);
 }
 
-/* Which layers have an indexer, and which of them ask another layer's. */
+/* Which layers have an indexer, and which of them ask another layer's. It chooses positions, which are those
+ * of entries only where an entry stands for several tokens. */
 static void print_indexers(const wb_route_model *m) {
-    printf("indexers     up to %" PRIu32 " entries", m->indexer_k);
+    printf("indexers     up to %" PRIu32 " %s", m->indexer_k, m->indexer_rate > 1 ? "entries" : "positions");
     if (m->indexer_rate == 0) printf(" of an unknown number of tokens");
     if (m->indexer_rate > 1) printf(" of %" PRIu32 " tokens each", m->indexer_rate);
     printf(", of layers");

@@ -52,7 +52,7 @@ static int save(wb_dump *dump, const char *path, bool force) {
     cli_output out = {0};
     cli_progress progress = cli_progress_start();
     const uint64_t n = wb_dump_get_info(dump).records;
-    int code = cli_output_open(path, force, "salvage", wb_dump_model(dump), &out);
+    int code = cli_output_open(path, force, "salvage", WB_CODEC_RAW, wb_dump_model(dump), &out);
     for (uint64_t i = 0; i < n && code == CLI_OK; i++) {
         if (wb_dump_append_stored(out.writer, dump, i) != WB_OK) code = cli_fail();
         cli_progress_records(&progress, i + 1, n, 0);

@@ -114,7 +114,7 @@ static int write_file(split *s, uint64_t first, uint64_t *end_out, cli_progress 
     char *path = NULL;
     uint64_t i = first;
     if (name_of(s, &s->places[first], &path) != WB_OK) return cli_fail();
-    int code = cli_output_open(path, false, "split", wb_dump_model(s->dump), &out);
+    int code = cli_output_open(path, false, "split", WB_CODEC_RAW, wb_dump_model(s->dump), &out);
     for (; code == CLI_OK && i < s->n; i++) {
         const place *p = &s->places[i];
         if (p->key != s->places[first].key || p->known != s->places[first].known) break;

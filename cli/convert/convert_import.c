@@ -88,7 +88,8 @@ int convert_import(const convert_options *options, const char *answers) {
     if (convert_input_open(answers, &input) != WB_OK) return cli_fail();
     int code = open_answers(options, answers, &input, &model, &m) == WB_OK ? CLI_OK : cli_fail();
     if (code == CLI_OK)
-        code = cli_output_open(options->output, options->force, "convert", &model.routes, &m.out);
+        code =
+            cli_output_open(options->output, options->force, "convert", WB_CODEC_RAW, &model.routes, &m.out);
     if (code == CLI_OK && import_all(answers, &input, &m) != WB_OK) code = cli_fail();
     if (code == CLI_OK) say_left_out(options, &m);
     if (code == CLI_OK) code = cli_output_commit(&m.out);

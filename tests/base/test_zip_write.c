@@ -1,5 +1,5 @@
-/* test_zip_write.c - archives as they are written: read again by wb_zip.h, small ones, ones of many members, and
- * ones of more than 4 GiB, in address space of which only the pages that are used take memory. */
+/* test_zip_write.c - archives as they are written: read again by wb_zip.h, small ones, ones of many members,
+ * and ones of more than 4 GiB, in address space of which only the pages that are used take memory. */
 #include "wb_zip.h"
 
 #include <setjmp.h>

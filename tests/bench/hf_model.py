@@ -58,6 +58,14 @@ def train(model, _):
 CASES = {"prefill": (prefill, 1), "decode_1": (decode, 1), "decode_16": (decode, 16), "decode_64": (decode, 64), "train": (train, 4), "train_kept": (train, 4)}
 
 
+def load(checkpoint, dtype):
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, "
+          f"experts {model.config._experts_implementation}, attention {model.config._attn_implementation}, "
+          f"{sum(p.numel() for p in model.parameters()) * 1e-6:.1f}M parameters", file=sys.stderr)
+    return model
+
+
 def main():
     global now
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,20 +77,17 @@ def main():
         now = time.process_time
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    models = {dtype: transformers.AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=dtype, attn_implementation="sdpa",
-                                                                       local_files_only=True)
-              for dtype in (torch.float32, torch.bfloat16)}
-    model = models[torch.float32]
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"experts {model.config._experts_implementation}, attention {model.config._attn_implementation}, "
-          f"{sum(p.numel() for p in model.parameters()) * 1e-6:.1f}M parameters", file=sys.stderr)
+    models = {}  # by dtype, each loaded by the first case that needs it
     for line in sys.stdin:
         case = line.strip()
         name = case.removesuffix("_bf16")
         if name not in CASES:
             sys.exit(f"hf_model.py: no case {name}; there are {' '.join(CASES)}, and each with _bf16 behind it")
         run, batch = CASES[name]
-        rate, check = run(models[torch.bfloat16 if name != case else torch.float32], batch)
+        dtype = torch.bfloat16 if name != case else torch.float32
+        if dtype not in models:
+            models[dtype] = load(args.checkpoint, dtype)
+        rate, check = run(models[dtype], batch)
         print(f"{case} {rate:.2f} {check:.6f}", flush=True)
 
 

@@ -11,6 +11,7 @@
 #include "engine_fixture.h"
 #include "support/alloc_fail.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <time.h>
 
@@ -231,24 +232,34 @@ static wb_engine_options options_of(int rank) {
     return o;
 }
 
-int main(int argc, char **argv) {
-    double seconds = 10;
-    uint64_t seed = 1;
+/* False: the command line is none of this program's. */
+static bool read_options(int argc, char **argv, uint64_t *seconds, uint64_t *seed) {
     for (int i = 1; i < argc; i += 2) {
-        const bool known = i + 1 < argc;
-        if (known && strcmp(argv[i], "--seconds") == 0)
-            seconds = strtod(argv[i + 1], NULL);
-        else if (known && strcmp(argv[i], "--seed") == 0)
-            seed = strtoull(argv[i + 1], NULL, 10);
-        else
-            return fprintf(stderr, "usage: soak [--seconds N] [--seed SEED]\n"), 2;
+        uint64_t *value = strcmp(argv[i], "--seconds") == 0 ? seconds
+                          : strcmp(argv[i], "--seed") == 0  ? seed
+                                                            : NULL;
+        if (!value || i + 1 == argc) return false;
+        char *end;
+        errno = 0;
+        *value = strtoull(argv[i + 1], &end, 10);
+        if (argv[i + 1][0] < '0' || argv[i + 1][0] > '9' || *end != '\0' || errno != 0) return false;
+    }
+    return true;
+}
+
+int main(int argc, char **argv) {
+    uint64_t seconds = 10, seed = 1;
+    const bool help = argc == 2 && strcmp(argv[1], "--help") == 0;
+    if (help || !read_options(argc, argv, &seconds, &seed)) {
+        fputs("usage: soak [--seconds N] [--seed SEED]\n", help ? stdout : stderr);
+        return help ? 0 : 2;
     }
     static soaker ranks[N_RANKS];
     wb_comm *comms[N_RANKS];
     pthread_t threads[N_RANKS];
     must(wb_comm_open_threads(N_RANKS, comms), "comms");
     for (int r = 0; r < N_RANKS; r++) {
-        ranks[r] = (soaker){.comm = comms[r], .seconds = seconds, .options = options_of(r)};
+        ranks[r] = (soaker){.comm = comms[r], .seconds = (double)seconds, .options = options_of(r)};
         ranks[r].common.state = wb_mix64(seed);
         ranks[r].own.state = wb_mix64(seed + 1 + (uint64_t)r);
         if (pthread_create(&threads[r], NULL, run_rank, &ranks[r]) != 0) abort();

@@ -25,7 +25,7 @@ expect() {
     [ -z "$(ls -A)" ] || { fault "$*: a file was written: $(ls -A)"; rm -rf ./*; }
 }
 
-for program in "$build"/bin/example_* "$build"/tests/bench_* "$build"/tests/*_oracle \
+for program in "$build"/bin/example_* "$build"/tests/bench_* "$build"/tests/*_oracle "$build"/tests/{schedules,soak} \
     "$source"/tests/{run,sanitize,fuzz}.sh "$source"/tests/bench/compare_model.sh "$source"/install-deps.sh \
     "$source"/examples/quickstart.sh; do
     [ -x "$program" ] || continue
@@ -33,6 +33,10 @@ for program in "$build"/bin/example_* "$build"/tests/bench_* "$build"/tests/*_or
     expect 0 "$program" --help
     grep -q "usage: .*${program##*/}" "$scratch/out" || fault "$program --help: no line of usage"
     [ "${program##*/}" = run.sh ] || expect 2 "$program" --frobnicate # whose other arguments are ctest's
+done
+# Numbers that are none must not become 0, for which a soak ends at once.
+for words in "--seconds x" "--seconds -1" "--seconds" "--seed 1x"; do
+    expect 2 "$build/tests/soak" $words
 done
 [ $programs -ge 15 ] || fault "expected at least 15 programs, found $programs"
 [ $faults -eq 0 ] && echo "$programs programs know --help"

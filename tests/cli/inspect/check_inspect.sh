@@ -19,8 +19,19 @@ out_has "rows of record golden-0"
 expect 0 "$waybill" inspect --rid golden-2 "$golden/good_u8_valid.wbr"
 out_has "that a whole record has"
 expect 0 "$waybill" inspect "$golden/good_indexer.wbr"
-out_has "indexers     up to 5 entries of an unknown number of tokens, of layers 0, 1, 2; layer 1 uses that of 0"
+out_has "indexers     up to 5 positions of an unknown number of tokens, of layers 0, 1, 2; layer 1 uses that of 0"
 out_lacks "hash"
+# Where a position is a token's there are no entries.
+mkdir "$scratch/one"
+sed 's/"compressed_sparse_attention": *[0-9]\+/"compressed_sparse_attention": 1/' \
+    "$golden/../oracles/deepseek_v4_kinds/config.json" >"$scratch/one/config.json"
+npy=$({ printf '\x93NUMPY\x01\x00v\x00%-117s\n' "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 3, 2), }" &&
+    printf '\1\2\3\4\5\6\7\0\2\1\4\3'; } | base64 -w 0)
+echo '{"id": "a", "prompt_token_ids": [1, 2], "choices": [{"index": 0, "token_ids": [3], "finish_reason": "stop",
+    "routed_experts": "'"$npy"'"}]}' | tr -d '\n' >"$scratch/answers.jsonl"
+expect 0 "$waybill" convert --from vllm --model "$scratch/one" "$scratch/answers.jsonl" -o "$scratch/one.wbr"
+expect 0 "$waybill" inspect "$scratch/one.wbr"
+out_has "indexers     up to 64 positions, of layers 1"
 expect 0 "$waybill" inspect --rid golden-1 "$golden/good_indexer.wbr"
 out_has "indexers     "
 expect 0 "$waybill" inspect --rid golden-1 "$golden/good_u8.wbr"

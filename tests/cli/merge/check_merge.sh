@@ -38,6 +38,23 @@ for file in good_indexer good_indexer_zstd; do
 done
 records_of "$golden/good_zstd.wbr" >"$scratch/wanted"
 
+# ---- another codec, and back
+from="$golden/good_packed.wbr"
+records_of "$from" >"$scratch/wanted"
+for codec in raw zstd packed; do
+    expect 0 "$waybill" merge --codec $codec "$scratch/$codec.wbr" "$from"
+    same_records "$scratch/$codec.wbr"
+    expect 0 "$waybill" inspect "$scratch/$codec.wbr"
+    out_has "$codec in 3"
+    from=$scratch/$codec.wbr
+done
+expect 2 "$waybill" merge --codec lz4 "$scratch/new.wbr" "$from"
+err_has "--codec: expected raw, zstd or packed, found lz4"
+records_of "$golden/good_indexer.wbr" >"$scratch/wanted"
+expect 0 "$waybill" merge --codec zstd "$scratch/indexer.wbr" "$golden/good_indexer.wbr"
+same_records "$scratch/indexer.wbr"
+records_of "$golden/good_zstd.wbr" >"$scratch/wanted"
+
 # ---- what is there is not replaced, unless it is to be
 cp "$scratch/all.wbr" "$scratch/before.wbr"
 expect 1 "$waybill" merge "$scratch/all.wbr" "${parts[0]}"
@@ -54,7 +71,7 @@ expect 1 "$waybill" merge "$scratch/nowhere/all.wbr" "${parts[0]}"
 err_has "OUT: $scratch/nowhere/all.wbr"
 
 # ---- a failure leaves nothing behind
-for inputs in "${parts[0]} ${parts[0]}" "$golden/good_u8.wbr $golden/good_u16.wbr" "${parts[0]} $golden/bad_rows_checksum.wbr" \
+for inputs in "${parts[0]} ${parts[0]}" "--codec raw ${parts[0]} ${parts[0]}" "--codec raw $golden/bad_rows_checksum.wbr" "$golden/good_u8.wbr $golden/good_u16.wbr" "${parts[0]} $golden/bad_rows_checksum.wbr" \
     "$golden/bad_id_out_of_range.wbr" "${parts[0]} $scratch/nothing.wbr"; do
     expect 1 "$waybill" merge "$scratch/new.wbr" $inputs
     [ ! -e "$scratch/new.wbr" ] || fault "$inputs: a file was written"
