@@ -1,5 +1,5 @@
-/* entry_check.h - what both backends refuse of attention over entries and of an indexer, in the same words.
- * */
+/* entry_check.h - what both backends refuse of attention over entries and of an indexer, in the same
+ * words. */
 #ifndef WB_ENTRY_CHECK_H
 #define WB_ENTRY_CHECK_H
 

@@ -1,6 +1,6 @@
 /* hyper_rules.h - the weights of hyper-connections, an element at a time (not installed): the order of sums
- * in the Sinkhorn iterations, forward and backward, which both backends have from here. Refuses: sums over H.
- * */
+ * in the Sinkhorn iterations, forward and backward, which both backends have from here. Refuses: sums over
+ * H. */
 #ifndef WB_HYPER_RULES_H
 #define WB_HYPER_RULES_H
 

@@ -12,8 +12,8 @@ wb_status wb_hash_tables_build(wb_model *model);
 void wb_hash_tables_layout(wb_model *model, wb_arena *arena);
 
 /* From the files of a checkpoint, whose tensors that were read are marked in `used`. NOT_FOUND, MISMATCH,
- * UNSUPPORTED and CORRUPT name tensor and file, CORRUPT the token too: an id that is no expert's, or twice.
- * */
+ * UNSUPPORTED and CORRUPT name tensor and file, CORRUPT the token too: an id that is no expert's, or
+ * twice. */
 wb_status wb_hash_tables_load(wb_model *model, const wb_safetensors *files, const char *dir, bool *used);
 /* The same, on the host alone; `used`: or NULL. */
 wb_status wb_hash_tables_read(const wb_model *model, const wb_safetensors *files, const char *dir,

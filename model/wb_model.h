@@ -369,7 +369,8 @@ typedef struct wb_infer_batch {
 
 /* The tokens that a step of T, at most max_tokens, is best padded to: where a step is made as a graph of the
  * device, steps of one size share it, after the first: on CUDA, on one rank or where the devices of all ranks
- * reach each other's memory, with no directions, natives, used experts or plan asked for. Elsewhere T. */
+ * reach each other's memory, with no directions, natives, used experts, plan or lists (wb_routing) asked
+ * for. Elsewhere T. */
 WB_API int64_t wb_infer_padded(const wb_infer *infer, int64_t T);
 
 /* Feeds the batch; *logits_out: device [n_logits, V], valid until the next call. A failure after the last

@@ -26,14 +26,6 @@ typedef struct span {
     int64_t begin, end;
 } span;
 
-static inline int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
-static inline int64_t max64(int64_t a, int64_t b) {
-    return a > b ? a : b;
-}
-
 static inline int64_t group_of(const wb_attention *args) {
     return args->n_heads / args->n_kv_heads;
 }

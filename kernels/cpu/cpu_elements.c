@@ -6,10 +6,6 @@
 #include "cpu/cpu_operands.h"
 #include "cpu/cpu_row.h"
 
-static int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Columns of one task where rows are summed: a cache line. */
 enum { COLUMNS = 16 };
 

@@ -55,8 +55,8 @@ static inline wb_status check_lists(const wb_entry_attention *args, wb_op op) {
     return WB_OK;
 }
 
-/* The keys that some query of a call sees at most, and multiply-adds of a product of all queries with theirs.
- * */
+/* The keys that some query of a call sees at most, and multiply-adds of a product of all queries with
+ * theirs. */
 static inline int64_t most_keys(const wb_entry_attention *args, int64_t *work_out) {
     int64_t most = 0, all = 0;
     for (int64_t t = 0; t < args->raw.T; t++) {

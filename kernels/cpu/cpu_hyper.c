@@ -13,10 +13,6 @@ enum { MATRIX = WB_MAX_STREAMS * WB_MAX_STREAMS, STEPS = 2 * WB_MAX_SINKHORN - 1
 /* Columns of one task where a token's streams are mixed in place. */
 enum { COLUMNS = 64 };
 
-static int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 static int64_t width_of(const wb_hyper *args) {
     return wb_hyper_width(args->n_streams, args->iterations);
 }
@@ -196,8 +192,8 @@ wb_status WB_CPU(hyper_post_forward)(wb_device *dev, int64_t T, int32_t S, int64
     return WB_OK;
 }
 
-/* Columns [begin, end) of a token: dout = sum over k of post_k dy_k, dx_j = that of C_jk dy_k; dx may be dy.
- * */
+/* Columns [begin, end) of a token: dout = sum over k of post_k dy_k, dx_j = that of C_jk dy_k; dx may be
+ * dy. */
 static void unmix_columns(int S, int64_t H, int64_t begin, int64_t end, const float *weights, const float *dy,
                           float *dout, float *dx) {
     const float *post = weights + S, *C = weights + 2 * S;

@@ -1,4 +1,4 @@
-/* cpu_ops.h - the ops of one instruction set (WB_CPU_ISA) and the loop hints that they share.
+/* cpu_ops.h - the ops of one instruction set (WB_CPU_ISA), and the loop hints and bounds that they share.
  *
  * Owns: the names and the declarations. Contracts and shapes are those of wb_ops_*.h.
  */
@@ -28,6 +28,14 @@
 #else
 #define WB_INLINE static inline
 #endif
+
+static inline int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+static inline int64_t max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
 
 /* The CPU has every op, each of the type of its contract in wb_ops_*.h. */
 #define WB_CPU_DECLARE(op) extern wb_##op##_fn WB_CPU(op);

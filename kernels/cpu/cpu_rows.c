@@ -40,10 +40,6 @@ wb_status WB_CPU(embed_forward)(wb_device *dev, int64_t T, const int32_t *tokens
 /* Columns of one task where rows are summed: a cache line. */
 enum { COLUMNS = 16 };
 
-static int64_t min64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 wb_status WB_CPU(embed_backward)(wb_device *dev, int64_t T, int64_t H, const int32_t *tokens, wb_rows dy,
                                  float *dtable) {
     const int64_t block = 64;

@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-/* A block a token, whose half warps have a weight each, one after the other; those beyond the last repeat it.
- * */
+/* A block a token, whose half warps have a weight each, one after the other; those beyond the last repeat
+ * it. */
 __global__ void __launch_bounds__(BLOCK)
     mix_weights_back(int S, int64_t H, wb_rows x, wb_rows out, wb_rows dy, float *dweights) {
     enum { HALVES = BLOCK / WB_LANES };

@@ -118,8 +118,8 @@ static inline const int64_t *wb_pass_rows(const wb_pass *pass, int32_t period) {
     return NULL;
 }
 
-/* Rows that a block of `block_size` positions has in a table of a period: of the periods that can end in it.
- * */
+/* Rows that a block of `block_size` positions has in a table of a period: of the periods that can end in
+ * it. */
 static inline int64_t wb_period_block_rows(int32_t block_size, int32_t period) {
     return period > 1 ? ((int64_t)block_size + period - 1) / period : block_size;
 }

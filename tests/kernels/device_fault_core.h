@@ -192,8 +192,8 @@ static inline wb_status fault_sample(fault_test *f) {
 
 typedef wb_status fault_op(fault_test *f);
 
-/* `op` is good, then finds what has been planted and says `text` once, from itself or from the next download.
- * */
+/* `op` is good, then finds what has been planted and says `text` once, from itself or from the next
+ * download. */
 static inline void fault_found(fault_test *f, fault_op *op, const char *text) {
     char host[16];
     const wb_status own = op(f);

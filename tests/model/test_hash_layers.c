@@ -1,6 +1,6 @@
 /* test_hash_layers.c - layers that are routed by a table of token ids, and the names and tensors of
- * checkpoints that have such layers: routes, load and placement as of any other layer, and what is refused.
- * */
+ * checkpoints that have such layers: routes, load and placement as of any other layer, and what is
+ * refused. */
 #include "checkpoint_fixture.h"
 #include "wb_random.h"
 #include "wb_solve.h"
@@ -91,8 +91,8 @@ static void test_rule_9_choices_are_the_tables(void **state) {
     close_one(model, device, comm);
 }
 
-/* Counts of all layers, each by its own number, and a placement that is better for the hash-routed one too.
- * */
+/* Counts of all layers, each by its own number, and a placement that is better for the hash-routed one
+ * too. */
 static void test_hash_layers_are_counted_and_balanced(void **state) {
     (void)state;
     static pass p;

@@ -53,8 +53,8 @@ static inline wb_family pick_family(dice *d) {
     return (wb_family)pick(d, 0, N_FAMILIES - 1);
 }
 
-/* Entries of few positions, of which an indexer leaves some out; a layer of each kind, the first by a table.
- * */
+/* Entries of few positions, of which an indexer leaves some out; a layer of each kind, the first by a
+ * table. */
 static inline void make_entries_narrow(wb_config *c) {
     c->compressed.heavy_rate = 6;
     c->compressed.sparse_rate = 3;
