@@ -228,8 +228,8 @@ static wb_status check_sizes(const wb_config *c) {
     WB_TRY(wb_config_in_range("index_n_heads", s->index_heads, 1, 65536));
     WB_TRY(wb_config_in_range("index_head_dim", s->index_dim, c->rotary_dim, most / s->index_heads));
     WB_TRY(wb_config_in_range("index_topk", s->index_top_k, 1, 65536));
-    WB_TRY(wb_config_in_range("compress rate of sparse layers", s->sparse_rate, 1, 65536));
-    return wb_config_in_range("compress rate of heavy layers", s->heavy_rate, 1, 65536);
+    WB_TRY(wb_config_in_range("compress_rates.compressed_sparse_attention", s->sparse_rate, 1, 65536));
+    return wb_config_in_range("compress_rates.heavily_compressed_attention", s->heavy_rate, 1, 65536);
 }
 
 static wb_status check_none(const wb_config *c, const wb_family_rules *rules) {

@@ -49,7 +49,8 @@ static wb_status read_compressed(const json_t *root, int32_t n_layers, uint32_t 
     wb_config config = {.n_layers = n_layers};
     WB_TRY(wb_config_read_compressed(root, &config));
     WB_TRY(wb_config_in_range("index_topk", config.compressed.index_top_k, 1, 65536));
-    WB_TRY(wb_config_in_range("compress rate of sparse layers", config.compressed.sparse_rate, 1, 65536));
+    WB_TRY(wb_config_in_range("compress_rates.compressed_sparse_attention", config.compressed.sparse_rate, 1,
+                              65536));
     for (int32_t l = 0; l < n_layers; l++)
         if (wb_config_is_hash(&config, l)) lists[model->n_hash_layers++] = (uint32_t)l;
     if (model->n_hash_layers > 0) model->hash_layers = lists;

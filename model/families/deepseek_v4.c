@@ -30,6 +30,8 @@ static wb_status check_fixed(const json_t *root, const wb_config *c) {
 
 static wb_status read(const json_t *root, wb_config *c) {
     WB_TRY(check_fixed(root, c));
+    WB_TRY(wb_config_in_range("sliding_window", c->window, 1, INT32_MAX));
+    WB_TRY(wb_config_in_range("n_group", c->router.n_group, 1, 1));
     c->shared_width = c->expert_width;
     WB_TRY(wb_config_float(root, "swiglu_limit", wb_family_deepseek_v4.swiglu_limit, &c->swiglu_limit));
     WB_TRY(wb_json_int(root, "hc_mult", 4, &c->hyper.n_streams));

@@ -323,6 +323,8 @@ static void test_bad_sizes_of_compressed_attention(void **state) {
         {"o_groups", "3", "num_attention_heads: expected a multiple of o_groups 3", WB_INVALID_ARGUMENT},
         {"index_topk", "0", "index_topk: expected 1..", WB_INVALID_ARGUMENT},
         {"hc_mult", "9", "hc_mult: expected 1..8, found 9", WB_INVALID_ARGUMENT},
+        {"sliding_window", "0", "sliding_window: expected 1..", WB_INVALID_ARGUMENT},
+        {"n_group", "2", "n_group: expected 1..1, found 2", WB_INVALID_ARGUMENT},
         {"hc_sinkhorn_iters", "0", "hc_sinkhorn_iters: expected 1..", WB_INVALID_ARGUMENT},
         {"scoring_func", "\"sigmoid\"", "scoring_func: supported is \"sqrtsoftplus\"", WB_UNSUPPORTED},
         {"norm_topk_prob", "false", "norm_topk_prob: supported is true", WB_UNSUPPORTED},

@@ -549,6 +549,7 @@ def compute(args, config, seed):
     greedy, greedy_margin = greedy_data(model, routers, input_ids)
     margin = min(margin, routers.margin())
     ref |= forced_data(model, routers, input_ids, forced) | greedy
+    margin = min(margin, routers.indexer_gap)  # with forced experts an indexer sees other hidden states
     mtp = {}
     if args.mtp:
         named = zero_centered(config)
