@@ -1,7 +1,7 @@
 /* config_rope.c - the rotary embedding of a config.json, read and written: base, turned dimensions,
  * scaling. Keys lie at the top, in rope_scaling or in rope_parameters; where places differ in a value,
- * loaders differ in which of them they take, so that it is refused. Refuses: a layout by layer type, and
- * any key that changes the function and is not known here. */
+ * loaders differ in which of them they take, so that it is refused, but where one of them is there unasked.
+ * Refuses: a layout by layer type, and any key that changes the function and is not known here. */
 #include "config.h"
 #include "wb_check.h"
 #include "wb_json.h"
@@ -100,6 +100,18 @@ static wb_status read_number(const json_t *root, const char *key, double absent,
     return WB_OK;
 }
 
+/* transformers writes the family's usual factor at the top, asked or not, and reads that of rope_parameters
+ * where there is one: the usual one at the top says nothing then. */
+static wb_status read_rotary_factor(const json_t *root, double usual, double *factor_out) {
+    static const char key[] = "partial_rotary_factor";
+    const json_t *parameters = rope_place(root, N_ROPE_PLACES - 1);
+    double top = 0;
+    if (wb_json_value(root, key)) WB_TRY(wb_json_number(root, key, 0, &top));
+    if (top != usual || !wb_json_value(parameters, key)) return read_number(root, key, usual, factor_out);
+    const wb_status status = wb_json_number(parameters, key, 0, factor_out);
+    return status == WB_OK ? WB_OK : wb_fail_context(status, "%s", rope_places[N_ROPE_PLACES - 1]);
+}
+
 /* ---- scaling --------------------------------------------------------------------------------- */
 
 static wb_status read_type(const json_t *object, wb_rope_type *type_out) {
@@ -189,7 +201,7 @@ wb_status wb_config_read_rope(const json_t *root, const wb_family_rules *rules, 
     WB_TRY(check_top_keys(root, rules));
     WB_TRY(read_scalings(root, rules, c));
     WB_TRY(read_number(root, "rope_theta", rules->rope_theta, &c->rope_theta));
-    WB_TRY(read_number(root, "partial_rotary_factor", usual, &factor));
+    WB_TRY(read_rotary_factor(root, usual, &factor));
     if (rules->rotary_factor == 0 && factor != 1.0)
         return wb_fail(WB_UNSUPPORTED, "partial_rotary_factor: supported is 1, found %.9g", factor);
     if (!(factor > 0 && factor <= 1))

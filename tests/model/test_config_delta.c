@@ -105,6 +105,16 @@ static void test_which_layers(void **state) {
     assert_false(wb_config_has_delta(&c, 0));
 }
 
+/* As transformers saves a model that was made with a factor in rope_parameters: the top has the usual one. */
+static void test_rotary_factor_of_rope_parameters(void **state) {
+    (void)state;
+    static const char half[] =
+        "{\"rope_type\": \"default\", \"rope_theta\": 1e7, \"partial_rotary_factor\": 0.5}";
+    assert_int_equal(expect_ok(next, NULL, "rope_parameters", half).rotary_dim, 128);
+    assert_int_equal(expect_ok(next, NULL, "partial_rotary_factor", "0.5").rotary_dim, 128);
+    assert_int_equal(expect_ok(nested, "text_config", "partial_rotary_factor", "0.25").rotary_dim, 64);
+}
+
 static void test_what_is_refused(void **state) {
     (void)state;
     static const struct {
@@ -133,6 +143,10 @@ static void test_what_is_refused(void **state) {
         {nested, "text_config", "output_gate_type", "\"tanh\"", WB_UNSUPPORTED, "output_gate_type"},
         {nested, "text_config", "mtp_use_dedicated_embeddings", "true", WB_UNSUPPORTED,
          "mtp_use_dedicated_embeddings: supported is false"},
+        {nested, "text_config", "partial_rotary_factor", "0.5", WB_INVALID_ARGUMENT,
+         "partial_rotary_factor: expected one number, found 0.5 at the top and 0.25 in rope_parameters"},
+        {next, NULL, "rope_parameters", "{\"partial_rotary_factor\": \"x\"}", WB_CORRUPT,
+         "rope_parameters: partial_rotary_factor"},
         {nested, "text_config", "model_type", "\"qwen3_next\"", WB_UNSUPPORTED, "text_config: model_type"},
         {nested, "text_config", "model_type", "3", WB_CORRUPT, "text_config: model_type"},
         {nested, "text_config", "tie_word_embeddings", "true", WB_INVALID_ARGUMENT, "tie_word_embeddings"},
@@ -159,8 +173,11 @@ static void test_what_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_released_qwen3_next),      cmocka_unit_test(test_released_qwen3_5_moe),
-        cmocka_unit_test(test_a_new_file_says_the_same), cmocka_unit_test(test_which_layers),
+        cmocka_unit_test(test_released_qwen3_next),
+        cmocka_unit_test(test_released_qwen3_5_moe),
+        cmocka_unit_test(test_a_new_file_says_the_same),
+        cmocka_unit_test(test_which_layers),
+        cmocka_unit_test(test_rotary_factor_of_rope_parameters),
         cmocka_unit_test(test_what_is_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
