@@ -23,8 +23,10 @@ static bool without_grad(const reference *ref, const char *name) {
 
 /* Error of a gradient relative to the largest entry of its tensor; in bf16 that of root mean squares. A
  * tensor of nothing but rounding noise (a router whose weights are always 1, an expert that no token chose)
- * must be noise here too: below a millionth of the model's largest. */
-static double gradient_error(const reference *ref, int64_t n, const float *expected, const float *found) {
+ * must be noise here too: below a millionth of the model's largest. `beside`: what it is measured beside at
+ * the least, in that measure. *size_out: its own. */
+static double gradient_error(const reference *ref, int64_t n, const float *expected, const float *found,
+                             double beside, double *size_out) {
     double largest = 0, difference = 0, squares = 0, squares_off = 0;
     for (int64_t i = 0; i < n; i++) {
         const double value = (double)expected[i];
@@ -35,9 +37,18 @@ static double gradient_error(const reference *ref, int64_t n, const float *expec
         squares += value * value;
         squares_off += d * d;
     }
+    const bool noise = largest < 1e-6 * ref->largest_grad, rms = ref->dtype != WB_F32 && !noise;
+    *size_out = rms ? sqrt(squares / (double)n) : largest;
     if (difference == 0) return 0;
-    if (ref->dtype != WB_F32 && largest >= 1e-6 * ref->largest_grad) return sqrt(squares_off / squares);
-    return difference / (largest >= 1e-6 * ref->largest_grad ? largest : 1e-2 * ref->largest_grad);
+    if (rms) return sqrt(squares_off / (double)n) / fmax(*size_out, beside);
+    return difference / fmax(noise ? 1e-2 * ref->largest_grad : largest, beside);
+}
+
+/* A scale of hyper-connections is a sum over all tokens and streams of the terms of the bias before it in the
+ * list, each times a number near 1. The sum may cancel to nearly nothing, which what it is off by does not:
+ * it is measured beside the bias. */
+static bool is_beside_bias(const char *name) {
+    return strstr(name, "hc_") && strstr(name, "_scale");
 }
 
 /* A buffer, in whose place the reference has its value: it only selects, and has no gradient. */
@@ -91,7 +102,8 @@ static bool read_expected(const reference *ref, const wb_tensor *tensor, int32_t
 
 static void compare_gradient(rank_run *run, const wb_tensor *tensor, const float *expected,
                              const float *found) {
-    const double error = gradient_error(run->ref, tensor->n, expected, found);
+    const double beside = is_beside_bias(tensor->name) ? run->last_gradient : 0;
+    const double error = gradient_error(run->ref, tensor->n, expected, found, beside, &run->last_gradient);
     if (!(error <= run->bounds[GRADIENTS]))
         fprintf(stderr, "gradient off by %.3g: %s\n", error, tensor->name);
     see_error(&run->outcomes[GRADIENTS], error);

@@ -26,7 +26,8 @@ typedef struct rank_run {
     bool has_no_limit;       /* bf16: noise is above one of them */
     double loss;             /* this rank's part */
     int64_t n_tensors, n_tensors_expected;
-    int verdict; /* EXIT_PASS unless the run itself failed */
+    double last_gradient; /* the size of the one that was compared last */
+    int verdict;          /* EXIT_PASS unless the run itself failed */
 } rank_run;
 
 static int64_t reference_seq(const rank_run *run, int64_t s) {
