@@ -123,8 +123,7 @@ const cli_command cli_merge = {
     .description =
         "Writes the records of all DUMPs, in the order given, into the file OUT, which appears when it is "
         "whole. Records are copied as they are stored, with codecs and prompts that are stored once, or, "
-        "with "
-        "--codec, encoded anew. "
+        "with --codec, encoded anew. "
         "Refuses dumps of different models, and a request id that comes twice. OUT may be - for standard "
         "output.",
     .options = table,
